@@ -1,0 +1,81 @@
+# Medley's build. `make help` lists the targets.
+#
+#   make [SAN=address|undefined|thread] [DEBUG=1] [WERROR=1] [CC=clang]
+#
+# Each combination of SAN and DEBUG builds in a folder of its own; any other change of flags
+# rebuilds what it touches. Sources are found by folder: adding a file needs no change here.
+
+SAN ?=
+DEBUG ?=
+WERROR ?=
+CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
+
+B := build$(if $(SAN),/san-$(SAN))$(if $(DEBUG),/debug)
+
+DEPENDENCIES := libmicrohttpd libuv libcjson sqlite3 libsodium libarchive libpcre2-8
+CPPFLAGS := -I. -D_GNU_SOURCE -DMEDLEY_VERSION='"$(shell cat VERSION)"' $(shell pkg-config --cflags $(DEPENDENCIES) 2>/dev/null)
+CFLAGS := -std=c11 -g $(if $(DEBUG),-O0,-O3) -fno-math-errno -ffp-contract=off -pthread \
+	-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla \
+	-Wno-missing-field-initializers $(if $(WERROR),-Werror) \
+	$(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+LDFLAGS := -pthread $(if $(SAN),-fsanitize=$(SAN))
+LDLIBS := $(shell pkg-config --libs $(DEPENDENCIES) 2>/dev/null) -lm
+
+# Instruction sets are allowed by folder only; the rest runs on any x86-64 (or other) machine.
+ISA_AVX2 := -mavx2 -mfma -mf16c
+ISA_AVX512 := $(ISA_AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
+ISA_$(B)/kernels/avx2 := $(ISA_AVX2)
+ISA_$(B)/kernels/avx512 := $(ISA_AVX512)
+
+FOLDERS := base kernels kernels/cpu kernels/reference kernels/avx2 kernels/avx512 adapters engine api server
+SOURCES := $(filter-out server/main.c,$(wildcard $(FOLDERS:%=%/*.c)))
+OBJECTS := $(SOURCES:%.c=$(B)/%.o)
+UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
+KERNEL_TEST_OBJECTS := $(patsubst %.c,$(B)/%.o,$(wildcard tests/kernels/*.c))
+FUZZERS := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
+TEST_HELPERS := $(patsubst %.c,$(B)/%.o,$(wildcard tests/support/*.c))
+HAVE_MAIN := $(wildcard server/main.c)
+HAVE_KERNEL_TESTS := $(if $(KERNEL_TEST_OBJECTS),$(B)/tests/kernels/checkkernels)
+
+.DEFAULT_GOAL := all
+.PHONY: all tests help clean FORCE
+all: $(if $(HAVE_MAIN),$(B)/medley)
+tests: all $(UNIT_TESTS) $(HAVE_KERNEL_TESTS) $(FUZZERS)
+
+$(B)/medley: $(B)/server/main.o $(B)/libmedley.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(B)/libmedley.a: $(OBJECTS)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(B)/tests/unit/%: $(B)/tests/unit/%.o $(TEST_HELPERS) $(B)/libmedley.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+$(B)/tests/fuzz/%: $(B)/tests/fuzz/%.o $(TEST_HELPERS) $(B)/libmedley.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+# The AVX-512 table once more, its intrinsics emulated, so that any machine can check it.
+$(B)/emulated/%.o: %.c $(B)/.flags
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA_AVX2) -DKERNELS_EMULATE_AVX512 -MMD -MP -c -o $@ $<
+
+$(B)/tests/kernels/checkkernels: $(KERNEL_TEST_OBJECTS) $(TEST_HELPERS) \
+		$(patsubst %.c,$(B)/emulated/%.o,$(wildcard kernels/avx512/*.c)) $(B)/libmedley.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(B)/%.o: %.c $(B)/.flags
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA_$(patsubst %/,%,$(dir $@))) -MMD -MP -c -o $@ $<
+
+# Rewritten only when the flags differ from the last run's.
+FLAGS_NOW := $(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LDLIBS)
+$(B)/.flags: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' > $@
+
+clean:
+	rm -rf build
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
+.SECONDARY:

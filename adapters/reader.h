@@ -1,0 +1,46 @@
+/* Adapter files of every known format to one form: a bundle of sites over mapped bytes.
+ *
+ * A reader checks everything against the base model's shape: names, pairs, shapes, dtypes, ranks
+ * and expert counts against the configured maxima, finite values. A file that does not fit is refused with a message
+ * that names the tensor and says why; nothing is ever dropped in silence. */
+#ifndef ADAPTERS_READER_H
+#define ADAPTERS_READER_H
+
+#include "base/status.h"
+#include "kernels/lowrank.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* The base model's side of the contract; the same numbers as engine's struct model_shape. */
+struct adapter_base {
+    int layers;
+    size_t d_in[PROJ_COUNT], d_out[PROJ_COUNT];
+    int heads, kv_heads, head_dim;
+    bool qk_permuted; /* rows of q and k: B rows of Hugging Face adapters are permuted to match */
+    int rank_max, experts_max;
+};
+
+struct adapter_bundle {
+    char format[32];      /* "moelora", "peft-lora" */
+    int layers;
+    struct lr_site_source **sites; /* [layers * PROJ_COUNT], NULL where none */
+    int rank_max, experts_max, top_k; /* the largest over its sites */
+    int site_count;
+    size_t parameters;
+    size_t lr_width;      /* largest over layers and input-sharing groups of the sum of experts * (rank + 1) */
+    char targets[256];    /* "q_proj, v_proj", for people */
+    void *memory;         /* owned by the bundle; see reader.c */
+};
+
+/* config: the bytes of adapter_config.json; tensors: of adapter_model.safetensors, which must outlive the bundle.
+ * base NULL: checks everything but the fit to a model (medley adapter inspect). */
+NODISCARD enum status adapter_read(const void *config, size_t config_size, const void *tensors,
+                                   size_t tensors_size, const struct adapter_base *base,
+                                   struct adapter_bundle **out, struct error *err);
+void adapter_bundle_free(struct adapter_bundle *b);
+
+/* A short name for a projection as it stands in files: "q_proj" ... "down_proj". */
+const char *projection_name(enum projection p);
+
+#endif

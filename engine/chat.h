@@ -1,0 +1,47 @@
+/* Messages to a prompt, by the chat template families known here.
+ *
+ * Templates in model files are Jinja programs. They are recognised, not run: the text of the template is matched
+ * to a family whose rendering is written in C and checked against the real Jinja output. An unknown
+ * template is ST_UNSUPPORTED with a message that names the known families. */
+#ifndef ENGINE_CHAT_H
+#define ENGINE_CHAT_H
+
+#include "base/status.h"
+#include "base/strbuf.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum chat_family {
+    CHAT_CHATML, CHAT_LLAMA2, CHAT_LLAMA3, CHAT_MISTRAL, CHAT_GEMMA, CHAT_PHI3, CHAT_ZEPHYR,
+    CHAT_FAMILY_COUNT
+};
+
+struct chat_message {
+    const char *role;    /* system, user, assistant */
+    const char *content; /* NUL-terminated UTF-8, no NUL inside */
+};
+
+struct chat_template {
+    enum chat_family family;
+    char *default_system; /* owned; the system text the template inserts when none is given, or NULL */
+};
+void chat_template_release(struct chat_template *t);
+
+/* source: the template's text, or the bare name of a family ("chatml"). */
+NODISCARD enum status chat_template_recognise(const char *source, size_t n,
+                                              struct chat_template *out, struct error *err);
+
+struct chat_options {
+    bool add_generation_prompt;  /* end with the opening of an assistant turn */
+    bool continue_final_message; /* leave the last message open; excludes add_generation_prompt */
+    const char *bos, *eos;       /* text of those tokens, for families that write them */
+};
+/* Appends the prompt, to be tokenized with TOKENIZE_PARSE_SPECIAL and without TOKENIZE_ADD_SPECIAL
+ * (the rendering writes its own bos, where the family has one).
+ * ST_INVALID: no messages, an unknown role, roles in an order the family refuses. */
+NODISCARD enum status chat_render(const struct chat_template *t, const struct chat_message *messages,
+                                  size_t count, const struct chat_options *options,
+                                  struct strbuf *out, struct error *err);
+
+#endif

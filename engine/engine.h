@@ -1,0 +1,157 @@
+/* The engine: one model, one device, one thread that runs steps over everyone's sequences.
+ *
+ * A step is one forward pass over a ragged batch: a token of each running sequence and chunks
+ * of the prompts that are being read. Sequences join and leave between steps. Everything a sequence can need
+ * (KV pages for prompt and output) is reserved when it is admitted, so a running sequence never fails for lack of memory.
+ *
+ * The engine knows nothing of names, tenants or files: a request comes with token ids and with
+ * adapters that stay valid until its last event. Thread-safe: any thread may submit and
+ * cancel; callbacks run on the engine thread and must not block. */
+#ifndef ENGINE_ENGINE_H
+#define ENGINE_ENGINE_H
+
+#include "base/status.h"
+#include "engine/chat.h"
+#include "engine/tokenizer.h"
+#include "kernels/device.h"
+#include "kernels/lowrank.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct engine;
+
+struct engine_config {
+    const char *model_path;
+    struct device *device;    /* not owned; outlives the engine */
+    int max_batch;            /* sequences running at once; 0: 64 */
+    int max_queue;            /* sequences waiting; 0: 1024 */
+    int prefill_chunk;        /* prompt tokens in one step at most; 0: 128 */
+    size_t kv_bytes;          /* budget of the KV cache; 0: 1 GiB, or less where max_batch full contexts fit in less */
+    enum dtype kv_type;       /* DTYPE_F16 or DTYPE_F32 */
+    int context_length;       /* 0: the model's own */
+    int lr_width;             /* see device_limits; 0: 4096 */
+    /* Called while opening, on the opening thread, for a progress bar; done in 0..1. May be NULL. */
+    void (*on_progress)(void *ctx, double done);
+    void *progress_ctx;
+};
+
+NODISCARD enum status engine_open(const struct engine_config *config, struct engine **out,
+                                  struct error *err);
+/* Cancels what is left, joins the thread, frees. To drain, stop submitting and wait for the events. */
+void engine_close(struct engine *e);
+
+/* The shapes an adapter must fit. */
+struct model_shape {
+    int layers, heads, kv_heads, head_dim;
+    size_t embed, ffn, vocab;
+    int context_length;
+    bool qk_permuted; /* q and k rows are stored for adjacent-pair rotation (GGUF llama) */
+    char name[128];   /* general.name, for people */
+    char fingerprint[17]; /* hex, of the model file's metadata and size */
+};
+const struct model_shape *engine_shape(const struct engine *e);
+const struct tokenizer *engine_tokenizer(const struct engine *e);
+/* NULL where the model has no template or an unknown one; why, in err (may be NULL). */
+const struct chat_template *engine_chat(const struct engine *e, struct error *err);
+
+struct logit_bias {
+    int32_t token;
+    float bias;
+};
+
+#define ENGINE_LOGPROBS_MAX 20
+
+struct sampling {
+    float temperature;       /* 0: greedy */
+    float top_p, min_p;      /* 1 and 0: off */
+    int top_k;               /* 0 or less: off */
+    uint64_t seed;
+    float presence_penalty, frequency_penalty; /* over generated tokens, as OpenAI defines them */
+    float repetition_penalty;                  /* over prompt and generated tokens; 1: off */
+    const struct logit_bias *bias;
+    size_t bias_count;
+    int max_tokens, min_tokens;
+    bool ignore_eos;
+    const char *const *stop; /* [stop_count] NUL-terminated, none empty */
+    size_t stop_count;
+    const int32_t *stop_token_ids;
+    size_t stop_token_count;
+    bool include_stop;       /* keep the stop string in the text */
+    bool skip_special;       /* special tokens give no text; default true */
+    int logprobs;            /* alternatives reported for each token, 0..MAX; -1: none at all */
+    int prompt_logprobs;     /* the same for the prompt's tokens; -1: none */
+};
+
+/* Everything is copied by engine_submit but the adapters behind `members`. */
+struct engine_event;
+
+struct engine_request {
+    const int32_t *prompt;
+    size_t prompt_count;            /* >= 1 */
+    struct sampling sampling;
+    const struct lr_member *members;
+    size_t member_count;            /* at most ENGINE_SET_MAX */
+    uint64_t set_key;               /* equal exactly for equal sets; rows of one key are batched as one segment. 0: bare base */
+    int priority;                   /* lower first among those waiting; ties by arrival */
+    void (*on_event)(void *ctx, const struct engine_event *event);
+    void *ctx;
+};
+#define ENGINE_SET_MAX 8
+
+enum engine_event_kind {
+    EVENT_ADMITTED, /* capacity is reserved: the request will run */
+    EVENT_PROMPT,   /* prompt_logprobs are ready: one entry per prompt token from the second on */
+    EVENT_TOKEN,    /* a token was generated */
+    EVENT_DONE      /* the last event, always exactly one; adapters are no longer used */
+};
+
+enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };
+
+struct token_logprob {
+    int32_t token;
+    float logprob;
+    int rank; /* 0: the most likely */
+    int top_count;
+    struct { int32_t token; float logprob; } top[ENGINE_LOGPROBS_MAX]; /* most likely first */
+};
+
+/* Valid during the callback only. */
+struct engine_event {
+    enum engine_event_kind kind;
+    /* TOKEN */
+    int32_t token;
+    const struct token_logprob *logprob; /* NULL unless asked for */
+    /* TOKEN and DONE: text that became certain: whole UTF-8 characters (invalid bytes replaced by U+FFFD) which no stop
+     * string can still claim. May be empty: a later event carries the text. */
+    const char *text;
+    size_t text_size;
+    /* PROMPT */
+    const struct token_logprob *prompt_logprobs;
+    size_t prompt_logprob_count;
+    /* DONE */
+    enum finish_reason finish;
+    const char *stop_string;  /* the one that matched, or NULL */
+    int32_t stop_token;       /* the token that ended it, or -1 */
+    const struct error *error; /* with FINISH_ERROR */
+    int prompt_tokens, output_tokens;
+};
+
+/* Queues a request. Its id, never 0, is for engine_cancel; no event is sent unless ST_OK.
+ * ST_INVALID: a token out of range, a prompt longer than the context or than the KV cache could ever hold (err says the
+ * numbers); ST_FULL: the queue is full; ST_DRAINING: closing. */
+NODISCARD enum status engine_submit(struct engine *e, const struct engine_request *r, uint64_t *id_out,
+                                    struct error *err);
+/* Ends the sequence within a step, with FINISH_CANCELLED. Unknown and finished ids are ignored. */
+void engine_cancel(struct engine *e, uint64_t id);
+
+struct engine_stats {
+    int running, waiting;
+    int kv_pages_used, kv_pages;
+    uint64_t steps, prompt_tokens, output_tokens;
+    double step_seconds, overhead_seconds; /* summed: whole steps; the part outside device ops */
+};
+void engine_stats(struct engine *e, struct engine_stats *out);
+
+#endif

@@ -1,0 +1,91 @@
+/* The CPU's kernel table: what one thread does for a few rows or columns.
+ *
+ * kernels/cpu/ owns threads, scratch and the order of work; the arithmetic is here, behind
+ * function pointers. reference/ fills every entry in plain C. A faster table (avx2/, avx512/) starts as a copy
+ * of the one below it and overrides what it does better, chosen once when the device opens.
+ *
+ * Rules for every entry: no allocation, no global state, no alignment assumed beyond what is said,
+ * nothing read or written outside the stated ranges, and the arithmetic of one output element
+ * is in one fixed order, whatever the other rows or columns of the call (batch invariance). */
+#ifndef KERNELS_CPU_KERNELS_H
+#define KERNELS_CPU_KERNELS_H
+
+#include "base/dtype.h"
+#include "kernels/device.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* The product y = W x for one weight type: how weights and activations are laid out, and the
+ * multiplication itself. */
+struct cpu_product {
+    /* Output columns are shared out between threads in multiples of this. */
+    int panel_outputs;
+    /* Activation rows are packed in tiles of this many. */
+    int tile_rows;
+
+    /* Bytes of a packed weight, or 0: the file's rows are used in place. SIZE_MAX if the shape
+     * is not one this product takes (the next lower table's product is used then). */
+    size_t (*weight_bytes)(enum dtype type, size_t outputs, size_t inputs);
+    /* Packs outputs [begin, end) (multiples of panel_outputs, or the end) into dst, which is the start of the
+     * whole packed weight, 64-byte aligned. */
+    void (*weight_pack)(void *dst, const struct matrix *m, size_t begin, size_t end);
+
+    /* Bytes of `rows` packed activation rows; a multiple of 64. */
+    size_t (*act_bytes)(int rows, size_t inputs);
+    /* Packs rows [begin, end) (begin a multiple of tile_rows) of x into dst, the start of all of
+     * them, 64-byte aligned. Rows of a last, partial tile beyond `rows` are filled with zeros. */
+    void (*act_pack)(void *dst, const float *x, size_t x_stride, size_t inputs, int rows, int begin, int end);
+
+    /* y[r * y_stride + o] = (W x_r)[o] for rows [0, rows) and outputs [begin, end). y points at
+     * output 0 of row 0. w is the packed weight, or the matrix's own data where weight_bytes is 0. */
+    void (*multiply)(const void *w, enum dtype type, const void *act, size_t inputs, size_t outputs,
+                     int rows, size_t begin, size_t end, float *y, size_t y_stride);
+};
+
+struct cpu_kernels {
+    const char *name;
+
+    /* By weight type. */
+    const struct cpu_product *product[DTYPE_COUNT];
+
+    void (*rmsnorm)(const float *x, const float *weight, float eps, size_t n, float *y);
+    /* y = silu(gate) * up, silu(t) = t / (1 + exp(-t)); y may be gate */
+    void (*silu_mul)(const float *gate, const float *up, size_t n, float *y);
+    /* x += y */
+    void (*add)(float *x, const float *y, size_t n);
+
+    /* One head: rotates x (head_dim) by cos/sin tables of rope_dims/2 entries. */
+    void (*rope)(float *x, size_t rope_dims, const float *cos, const float *sin, bool adjacent_pairs);
+    /* n elements to the cache's type */
+    void (*kv_store)(void *dst, enum dtype type, const float *src, size_t n);
+    /* Rows [0, row_count) of one sequence against one kv head, for the `group` query heads that share it.
+     * q and y point at the first such head of the first row; k and v at (layer, page 0, kv_head, 0, 0), with page_stride
+     * elements from page to page. Row i attends to positions 0 .. first_position + i.
+     * Online softmax over whole pages in order. scratch: see cpu_attention_scratch. */
+    void (*attention)(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count,
+                      int group, size_t head_dim, float scale, int first_position,
+                      const int32_t *pages, const void *k, const void *v, enum dtype type,
+                      size_t page_stride, float *scratch);
+
+    /* Low-rank products. z[i] = sum_k a[i, k] x[k] for n rows of a (stride d_in elements of
+     * `type`); each z[i] is summed in an order that depends on d_in only. */
+    void (*lr_shrink)(const void *a, enum dtype type, size_t d_in, int n, const float *x, float *z);
+    /* y[c] += sum_i z[i] bt[i, c] for c in [0, cols), i in order; rows of bt are bt_stride elements
+     * apart: B is kept transposed, so that an expert's columns are contiguous. */
+    void (*lr_expand)(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
+                      float *y);
+};
+
+/* Floats of scratch an attention call needs. */
+static inline size_t cpu_attention_scratch(int row_count, int group, size_t head_dim)
+{
+    return (size_t)row_count * (size_t)group * (head_dim + 2 + KV_PAGE_TOKENS) + 64;
+}
+
+/* The tables, complete ones: entries a level does not override come from the level below. */
+void cpu_kernels_reference(struct cpu_kernels *k);
+void cpu_kernels_avx2(struct cpu_kernels *k);   /* on top of reference */
+void cpu_kernels_avx512(struct cpu_kernels *k); /* on top of avx2 */
+
+#endif
