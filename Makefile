@@ -1,6 +1,6 @@
 # Medley's build. `make help` lists the targets.
 #
-#   make [SAN=address|undefined|thread] [DEBUG=1] [WERROR=1] [CC=clang]
+#   make [SAN=address|undefined|thread] [DEBUG=1] [WERROR=1] [CC=clang] [SKIP_PACKAGES=1]
 #
 # Each combination of SAN and DEBUG builds in a folder of its own; any other change of flags
 # rebuilds what it touches. Sources are found by folder: adding a file needs no change here.
@@ -8,6 +8,7 @@
 SAN ?=
 DEBUG ?=
 WERROR ?=
+SKIP_PACKAGES ?=
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 
 B := build$(if $(SAN),/san-$(SAN))$(if $(DEBUG),/debug)
@@ -38,7 +39,7 @@ HAVE_MAIN := $(wildcard server/main.c)
 HAVE_KERNEL_TESTS := $(if $(KERNEL_TEST_OBJECTS),$(B)/tests/kernels/checkkernels)
 
 .DEFAULT_GOAL := all
-.PHONY: all tests help clean FORCE
+.PHONY: all tests serve test bench packages packages-test python model format help clean FORCE
 all: $(if $(HAVE_MAIN),$(B)/medley)
 tests: all $(UNIT_TESTS) $(HAVE_KERNEL_TESTS) $(FUZZERS)
 
@@ -73,6 +74,58 @@ FLAGS_NOW := $(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LDLIBS)
 $(B)/.flags: FORCE
 	@mkdir -p $(@D)
 	@printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' > $@
+
+# ---- the main jobs -------------------------------------------------------------------------
+
+# Each step runs make anew, since the libraries it asks pkg-config for may just have come.
+PARALLEL := $(MAKE) --no-print-directory -j$(shell nproc)
+SERVE_ARGS ?=
+
+serve: packages
+	@$(PARALLEL) all
+	@$(MAKE) --no-print-directory model
+	@exec $(B)/medley serve --model "$$(python3 deploy/fetch_model.py --print-path)" $(SERVE_ARGS)
+
+test: packages-test
+	@$(MAKE) --no-print-directory python model
+	@$(PARALLEL) tests
+	@$(PARALLEL) SAN=address tests
+	@$(PARALLEL) SAN=undefined tests
+	@$(PARALLEL) SAN=thread tests
+	@build/venv/bin/python tests/run.py
+
+packages:
+	@$(if $(SKIP_PACKAGES),,deploy/install-packages.sh run)
+packages-test:
+	@$(if $(SKIP_PACKAGES),,deploy/install-packages.sh test)
+
+# A Python environment for the tests; remade when its list changes.
+python: build/venv/.ready
+build/venv/.ready: tests/requirements.txt
+	python3 -m venv build/venv
+	build/venv/bin/pip install -q -r tests/requirements.txt
+	@touch $@
+
+model:
+	@test -e "$$(python3 deploy/fetch_model.py --print-path)" || { \
+		mkdir -p build && python3 -m venv build/venv-model && \
+		build/venv-model/bin/python deploy/fetch_model.py > /dev/null; }
+
+format:
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+help:
+	@echo 'make                build $(B)/medley'
+	@echo 'make serve          install what is missing, build, fetch the default model, serve on 127.0.0.1:8080'
+	@echo '                    (SERVE_ARGS="--threads 2 ..." passes options to medley serve)'
+	@echo 'make test           all tests, also under the address, undefined and thread sanitizers'
+	@echo 'make tests          build the tests only;  tests/run.py --help  runs some of them'
+	@echo 'make bench          speed next to llama.cpp on this machine'
+	@echo 'make model          fetch the default model'
+	@echo 'make format         clang-format over the tree'
+	@echo 'make clean          remove build/'
+	@echo
+	@echo 'Options: SAN=address|undefined|thread  DEBUG=1  WERROR=1  CC=clang  SKIP_PACKAGES=1'
 
 clean:
 	rm -rf build
