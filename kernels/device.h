@@ -139,8 +139,8 @@ struct logits_args {
 struct device_limits {
     int rows;        /* in a step */
     size_t cols;     /* of any activation */
-    int lr_width;    /* sum over a set's members and a group's sites of experts * (rank + 1); see
-                        device.c of the backend for what happens beyond */
+    int lr_width;    /* of any set: the sum of its members' lr_adapter.width. A wider one is the
+                        caller's mistake (CHECK): refuse it when the request comes */
 };
 
 struct device;

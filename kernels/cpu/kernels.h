@@ -37,8 +37,9 @@ struct cpu_product {
      * them, 64-byte aligned. Rows of a last, partial tile beyond `rows` are filled with zeros. */
     void (*act_pack)(void *dst, const float *x, size_t x_stride, size_t inputs, int rows, int begin, int end);
 
-    /* y[r * y_stride + o] = (W x_r)[o] for rows [0, rows) and outputs [begin, end). y points at
-     * output 0 of row 0. w is the packed weight, or the matrix's own data where weight_bytes is 0. */
+    /* y[r * y_stride + o - begin] = (W x_r)[o] for rows [0, rows) and outputs [begin, end): y points at
+     * output `begin` of row 0, so that a caller may keep the columns of one chunk only. w is the
+     * packed weight, or the matrix's own data where weight_bytes is 0. */
     void (*multiply)(const void *w, enum dtype type, const void *act, size_t inputs, size_t outputs,
                      int rows, size_t begin, size_t end, float *y, size_t y_stride);
 };
