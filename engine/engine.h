@@ -51,6 +51,9 @@ struct model_shape {
     char name[128];   /* general.name, for people */
     char fingerprint[17]; /* hex, of the model file's metadata and size */
 };
+/* Width of a projection's input and output. */
+void model_shape_projection(const struct model_shape *s, enum projection p, size_t *d_in,
+                            size_t *d_out);
 const struct model_shape *engine_shape(const struct engine *e);
 const struct tokenizer *engine_tokenizer(const struct engine *e);
 /* NULL where the model has no template or an unknown one; why, in err (may be NULL). */

@@ -1,0 +1,28 @@
+/* Teacher forcing: one prompt through the model's forward pass, all logits kept.
+ *
+ * For tests and measurements of the numbers themselves, below the engine and its sampling. */
+#ifndef TESTS_SUPPORT_TEACHER_H
+#define TESTS_SUPPORT_TEACHER_H
+
+#include "base/status.h"
+#include "engine/forward.h"
+#include "engine/model.h"
+
+struct teacher {
+    struct model *model;
+    struct forward *forward;
+    int tokens_max;
+    int32_t *pages, *rows;
+};
+
+/* kv_type: DTYPE_F32 for comparisons with fp32 implementations. */
+NODISCARD enum status teacher_open(const char *model_path, struct device *device, int tokens_max,
+                                   enum dtype kv_type, struct teacher *out, struct error *err);
+void teacher_close(struct teacher *t);
+
+/* Runs tokens [count] from position 0 in chunks of at most `chunk` rows, all of them with the given
+ * set (member_count 0: the bare base), and fills logits (count, vocab). */
+NODISCARD enum status teacher_run(struct teacher *t, const int32_t *tokens, int count, int chunk,
+                                  const struct lr_member *members, int member_count, float *logits);
+
+#endif
