@@ -34,7 +34,8 @@ OBJECTS := $(SOURCES:%.c=$(B)/%.o)
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 KERNEL_TEST_OBJECTS := $(patsubst %.c,$(B)/%.o,$(wildcard tests/kernels/*.c))
 FUZZERS := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
-TEST_HELPERS := $(patsubst %.c,$(B)/%.o,$(wildcard tests/support/*.c))
+# An archive, so that a test links only the helpers it uses and what those need.
+TEST_HELPERS := $(if $(wildcard tests/support/*.c),$(B)/libsupport.a)
 HAVE_MAIN := $(wildcard server/main.c)
 HAVE_KERNEL_TESTS := $(if $(KERNEL_TEST_OBJECTS),$(B)/tests/kernels/checkkernels)
 
@@ -47,6 +48,10 @@ $(B)/medley: $(B)/server/main.o $(B)/libmedley.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(B)/libmedley.a: $(OBJECTS)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(B)/libsupport.a: $(patsubst %.c,$(B)/%.o,$(wildcard tests/support/*.c))
 	@rm -f $@
 	ar rcs $@ $^
 
