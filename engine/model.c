@@ -179,7 +179,7 @@ static void binder_advance(struct binder *b, size_t bytes)
 static enum status matrix_bind(struct binder *b, const char *name, size_t cols, size_t rows,
                                struct weight **out, struct error *err)
 {
-    const struct gguf_tensor *t;
+    const struct gguf_tensor *t = NULL;
     enum status st = tensor_get(b->model->gguf, name, cols, rows, &t, err);
     if (st) return st;
     struct matrix m = {.type = t->type, .rows = rows, .cols = cols, .data = t->data};
@@ -194,7 +194,7 @@ static enum status matrix_bind(struct binder *b, const char *name, size_t cols, 
 
 static enum status norm_bind(struct binder *b, const char *name, float **out, struct error *err)
 {
-    const struct gguf_tensor *t;
+    const struct gguf_tensor *t = NULL;
     size_t n = b->model->shape.embed;
     enum status st = tensor_get(b->model->gguf, name, n, 1, &t, err);
     if (st) return st;
