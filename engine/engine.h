@@ -65,6 +65,9 @@ struct logit_bias {
 };
 
 #define ENGINE_LOGPROBS_MAX 20
+#define ENGINE_BIAS_MAX 4096       /* entries of logit_bias */
+#define ENGINE_STOP_MAX 64         /* stop strings, and stop tokens */
+#define ENGINE_STOP_BYTES_MAX 1024 /* of one stop string */
 
 struct sampling {
     float temperature;       /* 0: greedy */
@@ -75,9 +78,11 @@ struct sampling {
     float repetition_penalty;                  /* over prompt and generated tokens; 1: off */
     const struct logit_bias *bias;
     size_t bias_count;
+    /* max_tokens is lowered to what the context has room for; 0 only reads the prompt. Before
+     * min_tokens nothing ends the text: end tokens cannot be chosen, stop strings do not count. */
     int max_tokens, min_tokens;
-    bool ignore_eos;
-    const char *const *stop; /* [stop_count] NUL-terminated, none empty */
+    bool ignore_eos;         /* end tokens of the model do not end the text */
+    const char *const *stop; /* [stop_count] NUL-terminated valid UTF-8, none empty */
     size_t stop_count;
     const int32_t *stop_token_ids;
     size_t stop_token_count;
@@ -87,9 +92,9 @@ struct sampling {
     int prompt_logprobs;     /* the same for the prompt's tokens; -1: none */
 };
 
-/* Everything is copied by engine_submit but the adapters behind `members`. */
 struct engine_event;
 
+/* Everything is copied by engine_submit but the adapters behind `members`. */
 struct engine_request {
     const int32_t *prompt;
     size_t prompt_count;            /* >= 1 */
@@ -106,7 +111,7 @@ struct engine_request {
 enum engine_event_kind {
     EVENT_ADMITTED, /* capacity is reserved: the request will run */
     EVENT_PROMPT,   /* prompt_logprobs are ready: one entry per prompt token from the second on */
-    EVENT_TOKEN,    /* a token was generated */
+    EVENT_TOKEN,    /* a token was generated; not sent for the end or stop token that ends the text */
     EVENT_DONE      /* the last event, always exactly one; adapters are no longer used */
 };
 
@@ -138,12 +143,15 @@ struct engine_event {
     const char *stop_string;  /* the one that matched, or NULL */
     int32_t stop_token;       /* the token that ended it, or -1 */
     const struct error *error; /* with FINISH_ERROR */
-    int prompt_tokens, output_tokens;
+    int prompt_tokens, output_tokens; /* output: generated ones, the ending token included */
 };
 
-/* Queues a request. Its id, never 0, is for engine_cancel; no event is sent unless ST_OK.
- * ST_INVALID: a token out of range, a prompt longer than the context or than the KV cache could ever hold (err says the
- * numbers); ST_FULL: the queue is full; ST_DRAINING: closing. */
+/* Queues a request. Its id, never 0, is for engine_cancel; no event is sent unless ST_OK, and the
+ * first may come before this returns.
+ * ST_INVALID: a token or a parameter out of range, or a prompt that leaves no room for a token in
+ * the context (which is never longer than the KV cache can hold; err says the numbers);
+ * ST_REJECTED: adapters wider than lr_width; ST_FULL: the queue is full; ST_DRAINING: closing;
+ * ST_DEVICE: the device failed earlier, nothing can run. */
 NODISCARD enum status engine_submit(struct engine *e, const struct engine_request *r, uint64_t *id_out,
                                     struct error *err);
 /* Ends the sequence within a step, with FINISH_CANCELLED. Unknown and finished ids are ignored. */
