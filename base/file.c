@@ -16,10 +16,10 @@
 static enum status error_from_errno(struct error *err, const char *what, const char *path)
 {
     int e = errno;
-    enum status st = e == ENOENT || e == ENOTDIR      ? ST_NOT_FOUND
-                     : e == ENOSPC || e == EDQUOT     ? ST_NO_SPACE
-                     : e == ENOMEM                    ? ST_NOMEM
-                                                      : ST_IO;
+    enum status st = e == ENOENT || e == ENOTDIR  ? ST_NOT_FOUND
+                     : e == ENOSPC || e == EDQUOT ? ST_NO_SPACE
+                     : e == ENOMEM                ? ST_NOMEM
+                                                  : ST_IO;
     char reason[128];
     return error_set(err, st, "cannot %s '%s': %s", what, path, strerror_r(e, reason, sizeof reason));
 }

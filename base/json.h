@@ -34,8 +34,8 @@ const cJSON *json_get(const cJSON *obj, const char *key);
  * replaced by U+FFFD. */
 struct strbuf;
 void json_write_string(struct strbuf *out, const char *s, size_t n);
-/* Appends a finite number in the shortest form that reads back equal (%.9g for floats);
- * NaN and infinities become null. */
+/* Appends a number so that it reads back equal, in as few digits as that takes: as a double, or as a
+ * float where v is the value of one. NaN and infinities become null. */
 void json_write_f64(struct strbuf *out, double v);
 
 #endif

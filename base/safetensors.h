@@ -17,7 +17,7 @@
 
 struct safetensor {
     const char *name;   /* NUL-terminated, owned by the table; no NUL inside */
-    enum dtype type;    /* F32, F16 or BF16; any other dtype is ST_UNSUPPORTED when asked for */
+    enum dtype type;    /* F32, F16 or BF16; a file with any other is ST_UNSUPPORTED */
     int dim_count;      /* 0..4 */
     uint64_t dim[4];    /* dim[0] outermost, as in the file; unused ones are 1 */
     const void *data;   /* inside the given bytes; may be unaligned */

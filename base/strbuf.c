@@ -22,6 +22,13 @@ void strbuf_clear(struct strbuf *b)
     if (b->data) b->data[0] = '\0';
 }
 
+void strbuf_truncate(struct strbuf *b, size_t size)
+{
+    CHECK(size <= b->size);
+    b->size = size;
+    if (b->data) b->data[size] = '\0';
+}
+
 /* Makes room for n more bytes and the terminating NUL. */
 static bool strbuf_grow(struct strbuf *b, size_t n)
 {

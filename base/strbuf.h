@@ -19,6 +19,7 @@ struct strbuf {
 /* A zeroed strbuf is a valid empty one. */
 void strbuf_release(struct strbuf *b); /* frees, and leaves an empty buffer */
 void strbuf_clear(struct strbuf *b);   /* size 0, memory kept */
+void strbuf_truncate(struct strbuf *b, size_t size); /* to its first `size` bytes */
 void strbuf_append(struct strbuf *b, const void *bytes, size_t n);
 void strbuf_puts(struct strbuf *b, const char *text);
 void strbuf_putc(struct strbuf *b, char c);
