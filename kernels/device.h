@@ -48,6 +48,7 @@ struct kv_cache {
     int layers, kv_heads, head_dim, pages;
     void *k, *v;
 };
+/* of k alone; v takes as much */
 size_t kv_cache_bytes(enum dtype type, int layers, int kv_heads, int head_dim, int pages);
 /* of one page over all layers, keys and values */
 size_t kv_page_bytes(enum dtype type, int layers, int kv_heads, int head_dim);

@@ -1,0 +1,99 @@
+/* What the files of this folder share: the CPU device, its packed weights and its scratch. */
+#ifndef KERNELS_CPU_DEVICE_INT_H
+#define KERNELS_CPU_DEVICE_INT_H
+
+#include "kernels/cpu/kernels.h"
+#include "kernels/cpu/pool.h"
+#include "kernels/device.h"
+
+#include <pthread.h>
+
+/* Work on fewer elements than this is not worth a second thread: waking one costs about a
+ * microsecond, in which a core norms or packs some thousand elements. */
+#define CPU_SERIAL_ELEMS 8192
+
+/* Floats a worker has for the columns it is computing: half of a small L2. */
+#define CPU_COLUMN_FLOATS 32768
+/* The widest panel of any product, and the widest chunk of columns. */
+#define CPU_PANEL_MAX  64
+#define CPU_COLUMNS_MAX 512
+/* Query rows one attention call takes. */
+#define CPU_ATTENTION_ROWS 16
+
+struct cpu_weight {
+    struct weight base;
+    struct matrix file;
+    const struct cpu_product *product; /* may be of a lower level than the device's */
+    void *packed;                      /* owned; NULL where the file's rows are used in place */
+};
+
+/* Everything ops need beyond their arguments, carved from one block by cpu_reserve. */
+struct cpu_scratch {
+    void *block;
+    void *act[SITE_GROUP_MAX]; /* packed activations, one for each way of packing in a group */
+    float *norm;               /* (rows, cols) */
+    float *lr;                 /* (rows, lr_width): see lowrank.h of this folder */
+    size_t *first_unit;        /* [rows + 1] */
+    float *rope_cos, *rope_sin; /* (rows, cols / 2), dense by rope_dims / 2 */
+    int32_t *rope_position;    /* [rows]: of each row of the two tables; -1 where not computed */
+    float *rope_freq;          /* [cols / 2] the tables were made with */
+
+    /* Of each worker: */
+    float *columns;        /* CPU_COLUMN_FLOATS, or rows * CPU_PANEL_MAX where that is more */
+    size_t columns_stride; /* floats from one worker's to the next's */
+    float *attention;
+    size_t attention_floats;
+};
+
+struct cpu_device {
+    struct device base;
+    char name[32];
+    enum cpu_level level;
+    struct cpu_kernels table[CPU_LEVEL_COUNT]; /* up to `level`; products fall back downwards */
+    const struct cpu_kernels *kernels;         /* table[level] */
+    struct pool *pool;
+    pthread_mutex_t pool_lock; /* the pool is the ops', or one packer's */
+    struct device_limits limits;
+    struct cpu_scratch scratch;
+
+    /* of the rope tables */
+    size_t rope_dims;
+    float rope_magnitude;
+};
+
+static inline struct cpu_device *cpu_device_of(struct device *d) { return (struct cpu_device *)d; }
+
+void cpu_level_kernels(enum cpu_level level, struct cpu_kernels *out);
+
+/* pool_run for ops: waits for a packer that holds the pool. */
+void cpu_run(struct cpu_device *d, size_t total, pool_fn fn, void *ctx);
+static inline size_t cpu_chunks(size_t count, size_t chunk) { return (count + chunk - 1) / chunk; }
+/* Rows a chunk of light work on rows takes, a multiple of `multiple`; all of them where there is too
+ * little to share. */
+size_t cpu_row_chunk(const struct cpu_device *d, int rows, size_t row_elems, int multiple);
+
+enum status cpu_reserve(struct device *device, const struct device_limits *limits);
+void cpu_scratch_release(struct cpu_device *d);
+
+enum status cpu_weight_pack(struct device *device, const struct matrix *m, struct weight **out);
+void cpu_weight_free(struct device *device, struct weight *w);
+
+void cpu_site_group(struct device *device, const struct site_group_args *a);
+void cpu_logits(struct device *device, const struct logits_args *a);
+void cpu_rope_kv(struct device *device, const struct rope_kv_args *a);
+void cpu_attention(struct device *device, const struct attention_args *a);
+
+/* The largest i with first_unit[i] <= unit, where first_unit[0] = 0 and first_unit[count] > unit: which
+ * item of `count` the unit of work belongs to. */
+static inline size_t cpu_item_of_unit(const size_t *first_unit, size_t count, size_t unit)
+{
+    size_t low = 0, high = count;
+    while (high - low > 1) {
+        size_t mid = low + (high - low) / 2;
+        if (first_unit[mid] <= unit) low = mid;
+        else high = mid;
+    }
+    return low;
+}
+
+#endif

@@ -1,0 +1,34 @@
+/* Which instruction sets this machine and this build have, and their kernel tables. */
+#include "kernels/cpu/device_int.h"
+
+#include <string.h>
+
+static const char *const level_names[CPU_LEVEL_COUNT] = {
+    [CPU_REFERENCE] = "reference",
+    [CPU_AVX2] = "avx2",
+    [CPU_AVX512] = "avx512",
+};
+
+const char *cpu_level_name(enum cpu_level level) { return level < CPU_LEVEL_COUNT ? level_names[level] : "best"; }
+
+enum status cpu_level_parse(const char *name, enum cpu_level *out)
+{
+    for (int i = 0; i < CPU_LEVEL_COUNT; i++) {
+        if (strcmp(name, level_names[i]) != 0) continue;
+        *out = (enum cpu_level)i;
+        return ST_OK;
+    }
+    return ST_INVALID;
+}
+
+enum cpu_level cpu_level_supported(void)
+{
+    return CPU_REFERENCE;
+}
+
+void cpu_level_kernels(enum cpu_level level, struct cpu_kernels *out)
+{
+    switch (level) {
+    default: cpu_kernels_reference(out); break;
+    }
+}

@@ -1,0 +1,27 @@
+/* The plain C kernels, shared between the files of this folder: see kernels/cpu/kernels.h for what
+ * each computes. They run everywhere and are the oracle of every faster table. */
+#ifndef KERNELS_REFERENCE_REFERENCE_H
+#define KERNELS_REFERENCE_REFERENCE_H
+
+#include "kernels/cpu/kernels.h"
+
+/* Every sum over inputs is kept in this many parts, element k in part k % REF_LANES, which are added
+ * pairwise at the end: a fixed order which a compiler can still turn into vector code. */
+#define REF_LANES 8
+/* Elements decoded at a time: a multiple of every type's block. */
+#define REF_SPAN  256
+
+/* sum[k % REF_LANES] += a[k] * b[k] for k in [0, n), n <= REF_SPAN. */
+void ref_dot_span(const float *a, const float *b, size_t n, float sum[REF_LANES]);
+float ref_dot_total(const float sum[REF_LANES]);
+
+extern const struct cpu_product ref_product;
+
+void ref_attention(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count, int group,
+                   size_t head_dim, float scale, int first_position, const int32_t *pages, const void *k,
+                   const void *v, enum dtype type, size_t page_stride, float *scratch);
+void ref_lr_shrink(const void *a, enum dtype type, size_t d_in, int n, const float *x, float *z);
+void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
+                   float *y);
+
+#endif
