@@ -63,7 +63,7 @@ struct cpu_device {
 
 static inline struct cpu_device *cpu_device_of(struct device *d) { return (struct cpu_device *)d; }
 
-void cpu_level_kernels(enum cpu_level level, struct cpu_kernels *out);
+
 
 /* pool_run for ops: waits for a packer that holds the pool. */
 void cpu_run(struct cpu_device *d, size_t total, pool_fn fn, void *ctx);

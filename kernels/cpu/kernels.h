@@ -63,7 +63,7 @@ struct cpu_kernels {
     /* Rows [0, row_count) of one sequence against one kv head, for the `group` query heads that share it.
      * q and y point at the first such head of the first row; k and v at (layer, page 0, kv_head, 0, 0), with page_stride
      * elements from page to page. Row i attends to positions 0 .. first_position + i.
-     * Online softmax over whole pages in order. scratch: see cpu_attention_scratch. */
+     * Online softmax over whole pages in order. scratch: see cpu_attention_scratch; 64-byte aligned. */
     void (*attention)(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count,
                       int group, size_t head_dim, float scale, int first_position,
                       const int32_t *pages, const void *k, const void *v, enum dtype type,
@@ -88,5 +88,7 @@ static inline size_t cpu_attention_scratch(int row_count, int group, size_t head
 void cpu_kernels_reference(struct cpu_kernels *k);
 void cpu_kernels_avx2(struct cpu_kernels *k);   /* on top of reference */
 void cpu_kernels_avx512(struct cpu_kernels *k); /* on top of avx2 */
+/* One of them; a level this build has not aborts. */
+void cpu_level_kernels(enum cpu_level level, struct cpu_kernels *out);
 
 #endif
