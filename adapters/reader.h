@@ -1,8 +1,8 @@
 /* Adapter files of every known format to one form: a bundle of sites over mapped bytes.
  *
  * A reader checks everything against the base model's shape: names, pairs, shapes, dtypes, ranks
- * and expert counts against the configured maxima, finite values. A file that does not fit is refused with a message
- * that names the tensor and says why; nothing is ever dropped in silence. */
+ * and expert counts against the configured maxima, finite values. A file that does not fit is
+ * refused with a message that names the tensor and says why; nothing is ever dropped in silence. */
 #ifndef ADAPTERS_READER_H
 #define ADAPTERS_READER_H
 
@@ -18,7 +18,7 @@ struct adapter_base {
     size_t d_in[PROJ_COUNT], d_out[PROJ_COUNT];
     int heads, kv_heads, head_dim;
     bool qk_permuted; /* rows of q and k: B rows of Hugging Face adapters are permuted to match */
-    int rank_max, experts_max;
+    int rank_max, experts_max; /* 0: what kernels can do at most */
 };
 
 struct adapter_bundle {
@@ -28,13 +28,14 @@ struct adapter_bundle {
     int rank_max, experts_max, top_k; /* the largest over its sites */
     int site_count;
     size_t parameters;
-    size_t lr_width;      /* largest over layers and input-sharing groups of the sum of experts * (rank + 1) */
+    size_t lr_width;      /* as lr_adapter.width */
     char targets[256];    /* "q_proj, v_proj", for people */
-    void *memory;         /* owned by the bundle; see reader.c */
+    struct adapter_block *memory; /* owned: what the sites point to beyond the tensors' bytes */
 };
 
-/* config: the bytes of adapter_config.json; tensors: of adapter_model.safetensors, which must outlive the bundle.
- * base NULL: checks everything but the fit to a model (medley adapter inspect). */
+/* config: the bytes of adapter_config.json; tensors: of adapter_model.safetensors, which must outlive
+ * the bundle. base NULL: checks everything but the fit to a model. ST_BAD_FORMAT: bytes that
+ * cannot be read; ST_UNSUPPORTED, ST_REJECTED: an adapter that cannot be used; ST_TOO_LARGE. */
 NODISCARD enum status adapter_read(const void *config, size_t config_size, const void *tensors,
                                    size_t tensors_size, const struct adapter_base *base,
                                    struct adapter_bundle **out, struct error *err);

@@ -12,8 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* The status of errno, with a message that says what could not be done. */
-static enum status error_from_errno(struct error *err, const char *what, const char *path)
+enum status file_error(struct error *err, const char *what, const char *path)
 {
     int e = errno;
     enum status st = e == ENOENT || e == ENOTDIR  ? ST_NOT_FOUND
@@ -29,17 +28,17 @@ enum status file_map(const char *path, struct file_map *out, struct error *err)
     enum status st = ST_OK;
     struct file_map m = {0};
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return error_from_errno(err, "open", path);
+    if (fd < 0) return file_error(err, "open", path);
 
     struct stat info;
     if (fstat(fd, &info)) {
-        st = error_from_errno(err, "read the size of", path);
+        st = file_error(err, "read the size of", path);
     } else if (!S_ISREG(info.st_mode)) {
         st = error_set(err, ST_IO, "cannot read '%s': it is not a regular file", path);
     } else if (info.st_size > 0) {
         m.size = (size_t)info.st_size;
         void *data = mmap(NULL, m.size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (data == MAP_FAILED) st = error_from_errno(err, "map", path);
+        if (data == MAP_FAILED) st = file_error(err, "map", path);
         m.data = data;
     }
     close(fd);
@@ -65,8 +64,7 @@ static bool write_all(int fd, const char *data, size_t size)
     return true;
 }
 
-/* Makes the names in path's folder durable. */
-static enum status sync_folder_of(const char *path, struct error *err)
+enum status file_sync_folder_of(const char *path, struct error *err)
 {
     const char *slash = strrchr(path, '/');
     char *folder = !slash ? strdup(".") : strndup(path, slash == path ? 1 : (size_t)(slash - path));
@@ -74,7 +72,7 @@ static enum status sync_folder_of(const char *path, struct error *err)
 
     enum status st = ST_OK;
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 || fsync(fd)) st = error_from_errno(err, "sync", folder);
+    if (fd < 0 || fsync(fd)) st = file_error(err, "sync", folder);
     if (fd >= 0) close(fd);
     free(folder);
     return st;
@@ -90,19 +88,29 @@ enum status file_replace(const char *path, const void *data, size_t size, struct
     enum status st = ST_OK;
     int fd = mkostemp(temporary, O_CLOEXEC);
     if (fd < 0) {
-        st = error_from_errno(err, "make a temporary file beside", path);
+        st = file_error(err, "make a temporary file beside", path);
         goto done;
     }
-    if (!write_all(fd, data, size) || fsync(fd)) st = error_from_errno(err, "write", temporary);
-    if (close(fd) && !st) st = error_from_errno(err, "write", temporary);
-    if (!st && rename(temporary, path)) st = error_from_errno(err, "replace", path);
+    if (!write_all(fd, data, size) || fsync(fd)) st = file_error(err, "write", temporary);
+    if (close(fd) && !st) st = file_error(err, "write", temporary);
+    if (!st && rename(temporary, path)) st = file_error(err, "replace", path);
     if (st)
         unlink(temporary);
     else
-        st = sync_folder_of(path, err);
+        st = file_sync_folder_of(path, err);
 done:
     free(temporary);
     return st;
+}
+
+enum status file_move(const char *from, const char *to, struct error *err)
+{
+    int fd = open(from, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return file_error(err, "open", from);
+    enum status st = fsync(fd) ? file_error(err, "sync", from) : ST_OK;
+    close(fd);
+    if (!st && rename(from, to)) st = file_error(err, "rename", from);
+    return st ? st : file_sync_folder_of(to, err);
 }
 
 enum status file_make_folders(const char *path, struct error *err)
@@ -118,9 +126,9 @@ enum status file_make_folders(const char *path, struct error *err)
         *p = '\0';
         struct stat info;
         if (mkdir(copy, 0700) && errno != EEXIST)
-            st = error_from_errno(err, "make the folder", copy);
+            st = file_error(err, "make the folder", copy);
         else if (stat(copy, &info))
-            st = error_from_errno(err, "look at", copy);
+            st = file_error(err, "look at", copy);
         else if (!S_ISDIR(info.st_mode))
             st = error_set(err, ST_IO, "cannot make the folder '%s': a file is in the way", copy);
         *p = rest;

@@ -19,6 +19,15 @@ void file_unmap(struct file_map *m);
  * a crash either the old bytes or the new ones are there. ST_NO_SPACE, ST_IO. */
 NODISCARD enum status file_replace(const char *path, const void *data, size_t size, struct error *err);
 
+/* Syncs a finished file, renames it over `to` on the same file system and syncs the folder of `to`. */
+NODISCARD enum status file_move(const char *from, const char *to, struct error *err);
+
+/* Makes the names in path's folder durable. */
+NODISCARD enum status file_sync_folder_of(const char *path, struct error *err);
+
+/* The status of errno, with the message "cannot <what> '<path>': <reason>". */
+enum status file_error(struct error *err, const char *what, const char *path);
+
 /* mkdir -p, mode 0700 for folders it makes. */
 NODISCARD enum status file_make_folders(const char *path, struct error *err);
 

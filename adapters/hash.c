@@ -1,0 +1,50 @@
+#include "adapters/hash.h"
+
+#include <sodium.h>
+#include <string.h>
+
+enum status hash_bytes(const void *data, size_t size, char out[HASH_HEX_SIZE])
+{
+    unsigned char digest[32];
+    if (sodium_init() < 0) return ST_NOMEM;
+    crypto_generichash(digest, sizeof digest, data, size, NULL, 0);
+    sodium_bin2hex(out, HASH_HEX_SIZE, digest, sizeof digest);
+    return ST_OK;
+}
+
+static void hash_text(crypto_generichash_state *state, const char *text)
+{
+    crypto_generichash_update(state, (const unsigned char *)text, strlen(text) + 1); /* NUL separates */
+}
+
+enum status hash_version(const char *config_hash, const char *tensors_hash, char out[HASH_HEX_SIZE])
+{
+    unsigned char digest[32];
+    crypto_generichash_state state;
+    if (sodium_init() < 0) return ST_NOMEM;
+    crypto_generichash_init(&state, NULL, 0, sizeof digest);
+    hash_text(&state, "medley adapter version 1");
+    hash_text(&state, "adapter_config.json");
+    hash_text(&state, config_hash);
+    hash_text(&state, "adapter_model.safetensors");
+    hash_text(&state, tensors_hash);
+    crypto_generichash_final(&state, digest, sizeof digest);
+    sodium_bin2hex(out, HASH_HEX_SIZE, digest, sizeof digest);
+    return ST_OK;
+}
+
+enum status hash_key(const char *tenant, const char *name, const char *version, uint64_t *out)
+{
+    unsigned char digest[crypto_generichash_BYTES_MIN]; /* 16 bytes; the first 8 are used */
+    crypto_generichash_state state;
+    if (sodium_init() < 0) return ST_NOMEM;
+    crypto_generichash_init(&state, NULL, 0, sizeof digest);
+    hash_text(&state, tenant);
+    hash_text(&state, name);
+    hash_text(&state, version);
+    crypto_generichash_final(&state, digest, sizeof digest);
+    uint64_t key;
+    memcpy(&key, digest, sizeof key);
+    *out = key ? key : 1;
+    return ST_OK;
+}

@@ -1,0 +1,449 @@
+#include "adapters/store.h"
+
+#include "base/file.h"
+#include "base/log.h"
+#include "base/strbuf.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <pthread.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SCHEMA_VERSION 1
+
+static const char schema[] =
+    "BEGIN IMMEDIATE;"
+    "CREATE TABLE adapter (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, name TEXT NOT NULL,"
+    " current TEXT NOT NULL, UNIQUE (tenant, name));"
+    "CREATE TABLE version (id INTEGER PRIMARY KEY,"
+    " adapter INTEGER NOT NULL REFERENCES adapter (id) ON DELETE CASCADE,"
+    " version TEXT NOT NULL, hash TEXT NOT NULL, config_blob TEXT NOT NULL, tensors_blob TEXT NOT NULL,"
+    " base TEXT NOT NULL, created INTEGER NOT NULL, bytes INTEGER NOT NULL, format TEXT NOT NULL,"
+    " targets TEXT NOT NULL, rank INTEGER NOT NULL, experts INTEGER NOT NULL, top_k INTEGER NOT NULL,"
+    " sites INTEGER NOT NULL, parameters INTEGER NOT NULL,"
+    " UNIQUE (adapter, hash), UNIQUE (adapter, version));"
+    "CREATE INDEX version_config ON version (config_blob);"
+    "CREATE INDEX version_tensors ON version (tensors_blob);"
+    "PRAGMA user_version = 1;"
+    "COMMIT";
+
+/* name, text */
+#define STATEMENT_TABLE(X)                                                                                   \
+    X(BEGIN, "BEGIN IMMEDIATE")                                                                              \
+    X(COMMIT, "COMMIT")                                                                                      \
+    X(ROLLBACK, "ROLLBACK")                                                                                  \
+    X(VISIT, "SELECT a.tenant, a.name, a.current = v.version, v.version, v.hash, v.config_blob,"             \
+             " v.tensors_blob, v.base, v.created, v.bytes, v.format, v.targets, v.rank, v.experts, v.top_k," \
+             " v.sites, v.parameters FROM version v JOIN adapter a ON a.id = v.adapter"                      \
+             " ORDER BY a.tenant, a.name, v.id")                                                             \
+    X(ADAPTER_ADD, "INSERT INTO adapter (tenant, name, current) VALUES (?1, ?2, '')"                         \
+                   " ON CONFLICT (tenant, name) DO NOTHING")                                                 \
+    X(VERSION_ADD, "INSERT INTO version (adapter, version, hash, config_blob, tensors_blob, base, created,"  \
+                   " bytes, format, targets, rank, experts, top_k, sites, parameters)"                       \
+                   " SELECT id, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16"               \
+                   " FROM adapter WHERE tenant = ?1 AND name = ?2"                                           \
+                   " ON CONFLICT (adapter, hash) DO NOTHING")                                                \
+    X(CURRENT_SET, "UPDATE adapter SET current = ?3 WHERE tenant = ?1 AND name = ?2")                        \
+    X(BLOBS_OF, "SELECT config_blob, tensors_blob FROM version WHERE adapter ="                              \
+                " (SELECT id FROM adapter WHERE tenant = ?1 AND name = ?2)")                                 \
+    X(ADAPTER_REMOVE, "DELETE FROM adapter WHERE tenant = ?1 AND name = ?2")                                 \
+    X(BLOB_NAMED, "SELECT 1 FROM version WHERE config_blob = ?1 UNION ALL"                                   \
+                  " SELECT 1 FROM version WHERE tensors_blob = ?1 LIMIT 1")
+
+enum statement {
+#define X(name, text) STATEMENT_##name,
+    STATEMENT_TABLE(X)
+#undef X
+    STATEMENT_COUNT
+};
+
+struct store {
+    char *data_dir;
+    int lock_fd;
+    pthread_mutex_t mutex; /* everything below */
+    sqlite3 *db;
+    sqlite3_stmt *statement[STATEMENT_COUNT];
+};
+
+/* --- paths --- */
+
+static char *path_format(const char *data_dir, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static char *path_format(const char *data_dir, const char *fmt, ...)
+{
+    char tail[128];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(tail, sizeof tail, fmt, args);
+    va_end(args);
+    struct strbuf b = {0};
+    strbuf_printf(&b, "%s/%s", data_dir, tail);
+    return strbuf_take(&b);
+}
+
+char *store_blob_path(const struct store *s, const char *hash)
+{
+    return path_format(s->data_dir, "blobs/%.2s/%s", hash, hash);
+}
+
+static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM, "out of memory"); }
+
+static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *where)
+{
+    (void)info, (void)type, (void)where;
+    if (remove(path) && errno != ENOENT) log_warn("cannot remove '%s': errno %d", path, errno);
+    return 0;
+}
+
+void remove_all(const char *path) { (void)nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS); }
+
+enum status store_stage(struct store *s, char **path_out, struct error *err)
+{
+    char *path = path_format(s->data_dir, "staging/XXXXXX");
+    if (!path) return no_memory(err);
+    if (!mkdtemp(path)) {
+        enum status st = file_error(err, "make a folder in", path);
+        free(path);
+        return st;
+    }
+    *path_out = path;
+    return ST_OK;
+}
+
+/* --- SQLite --- */
+
+static enum status db_error(const struct store *s, struct error *err)
+{
+    int rc = sqlite3_errcode(s->db);
+    enum status st = rc == SQLITE_FULL || sqlite3_system_errno(s->db) == ENOSPC ? ST_NO_SPACE
+                     : rc == SQLITE_NOMEM                                      ? ST_NOMEM
+                     : rc == SQLITE_CONSTRAINT                                 ? ST_CONFLICT
+                     : rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB             ? ST_BAD_FORMAT
+                                                                               : ST_IO;
+    return error_set(err, st, "%s/medley.db: %s", s->data_dir, sqlite3_errmsg(s->db));
+}
+
+static sqlite3_stmt *statement_begin(struct store *s, enum statement which)
+{
+    sqlite3_stmt *q = s->statement[which];
+    sqlite3_reset(q);
+    sqlite3_clear_bindings(q);
+    return q;
+}
+
+/* Binds texts to parameters 1.. and runs a statement that answers no rows. */
+static enum status statement_run(struct store *s, enum statement which, const char *a, const char *b,
+                                 const char *c, struct error *err)
+{
+    sqlite3_stmt *q = statement_begin(s, which);
+    const char *text[] = {a, b, c};
+    for (int i = 0; i < 3; i++)
+        if (text[i]) sqlite3_bind_text(q, i + 1, text[i], -1, SQLITE_STATIC);
+    enum status st = sqlite3_step(q) == SQLITE_DONE ? ST_OK : db_error(s, err);
+    sqlite3_reset(q);
+    return st;
+}
+
+static enum status db_exec(struct store *s, const char *sql, struct error *err)
+{
+    return sqlite3_exec(s->db, sql, NULL, NULL, NULL) == SQLITE_OK ? ST_OK : db_error(s, err);
+}
+
+static enum status schema_check(struct store *s, struct error *err)
+{
+    sqlite3_stmt *q = NULL;
+    int version = -1;
+    if (sqlite3_prepare_v2(s->db, "PRAGMA user_version", -1, &q, NULL) == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW)
+        version = sqlite3_column_int(q, 0);
+    sqlite3_finalize(q);
+    if (version < 0) return db_error(s, err);
+    if (version == 0) return db_exec(s, schema, err);
+    if (version == SCHEMA_VERSION) return ST_OK;
+    return error_set(err, ST_UNSUPPORTED,
+                     "%s/medley.db has schema version %d; this program knows up to %d: use the later program "
+                     "that wrote it, or another data folder",
+                     s->data_dir, version, SCHEMA_VERSION);
+}
+
+static enum status db_open(struct store *s, struct error *err)
+{
+    static const char *const texts[STATEMENT_COUNT] = {
+#define X(name, text) [STATEMENT_##name] = text,
+        STATEMENT_TABLE(X)
+#undef X
+    };
+    char *path = path_format(s->data_dir, "medley.db");
+    if (!path) return no_memory(err);
+    int rc = sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL);
+    free(path);
+    if (rc != SQLITE_OK) return db_error(s, err);
+    enum status st = db_exec(s, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON", err);
+    if (!st) st = schema_check(s, err);
+    for (int i = 0; i < STATEMENT_COUNT && !st; i++)
+        if (sqlite3_prepare_v3(s->db, texts[i], -1, SQLITE_PREPARE_PERSISTENT, &s->statement[i], NULL) != SQLITE_OK)
+            st = db_error(s, err);
+    return st;
+}
+
+/* --- blobs --- */
+
+static enum status blob_named(struct store *s, const char *hash, bool *out, struct error *err)
+{
+    sqlite3_stmt *q = statement_begin(s, STATEMENT_BLOB_NAMED);
+    sqlite3_bind_text(q, 1, hash, -1, SQLITE_STATIC);
+    int rc = sqlite3_step(q);
+    enum status st = rc == SQLITE_ROW || rc == SQLITE_DONE ? ST_OK : db_error(s, err);
+    sqlite3_reset(q);
+    if (!st) *out = rc == SQLITE_ROW;
+    return st;
+}
+
+/* Removes a file of blobs/ unless a version names it. Failing to is no error: the next open tries again. */
+static void blob_collect(struct store *s, const char *hash)
+{
+    bool named = true;
+    char *path = store_blob_path(s, hash);
+    if (path && blob_named(s, hash, &named, NULL) == ST_OK && !named) remove_all(path);
+    free(path);
+}
+
+/* A crash can leave files that no version names: whatever stands there besides. */
+static enum status blobs_sweep(struct store *s, const char *folder, struct error *err)
+{
+    DIR *dir = opendir(folder);
+    if (!dir) return file_error(err, "list", folder);
+    enum status st = ST_OK;
+    for (struct dirent *e; !st && (e = readdir(dir));) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        struct strbuf path = {0};
+        strbuf_printf(&path, "%s/%s", folder, e->d_name);
+        bool named = false;
+        if (path.failed)
+            st = no_memory(err);
+        else if (strlen(e->d_name) == 2)
+            st = blobs_sweep(s, path.data, err);
+        else if (!(st = blob_named(s, e->d_name, &named, err)) && !named)
+            remove_all(path.data);
+        strbuf_release(&path);
+    }
+    closedir(dir);
+    return st;
+}
+
+static enum status blob_add(struct store *s, const char *from, const char *hash, struct error *err)
+{
+    enum status st = ST_OK;
+    char *path = store_blob_path(s, hash), *shard = path_format(s->data_dir, "blobs/%.2s", hash);
+    if (!path || !shard) {
+        st = no_memory(err);
+    } else if (mkdir(shard, 0700) == 0) {
+        st = file_sync_folder_of(shard, err);
+    } else if (errno != EEXIST) {
+        st = file_error(err, "make the folder", shard);
+    }
+    /* The same content again replaces itself, which also mends a damaged file. */
+    if (!st) st = file_move(from, path, err);
+    free(path);
+    free(shard);
+    return st;
+}
+
+/* --- opening --- */
+
+static enum status lock_take(struct store *s, struct error *err)
+{
+    char *path = path_format(s->data_dir, "lock");
+    if (!path) return no_memory(err);
+    enum status st = ST_OK;
+    s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (s->lock_fd < 0)
+        st = file_error(err, "open", path);
+    else if (flock(s->lock_fd, LOCK_EX | LOCK_NB))
+        st = error_set(err, ST_BUSY, "another process uses the data folder '%s'", s->data_dir);
+    free(path);
+    return st;
+}
+
+static enum status folders_make(struct store *s, struct error *err)
+{
+    enum status st = file_make_folders(s->data_dir, err);
+    if (!st) st = lock_take(s, err);
+    if (st) return st;
+    char *staging = path_format(s->data_dir, "staging"), *blobs = path_format(s->data_dir, "blobs");
+    st = staging && blobs ? ST_OK : no_memory(err);
+    if (!st) {
+        remove_all(staging);
+        st = file_make_folders(staging, err);
+    }
+    if (!st) st = file_make_folders(blobs, err);
+    if (!st) st = file_sync_folder_of(blobs, err);
+    if (!st) st = db_open(s, err);
+    if (!st) st = blobs_sweep(s, blobs, err);
+    free(staging);
+    free(blobs);
+    return st;
+}
+
+enum status store_open(const char *data_dir, struct store **out, struct error *err)
+{
+    struct store *s = calloc(1, sizeof *s);
+    if (!s) return no_memory(err);
+    s->lock_fd = -1;
+    pthread_mutex_init(&s->mutex, NULL);
+    s->data_dir = strdup(data_dir);
+    enum status st = s->data_dir ? folders_make(s, err) : no_memory(err);
+    if (st) {
+        store_close(s);
+        return st;
+    }
+    *out = s;
+    return ST_OK;
+}
+
+void store_close(struct store *s)
+{
+    if (!s) return;
+    for (int i = 0; i < STATEMENT_COUNT; i++) sqlite3_finalize(s->statement[i]);
+    sqlite3_close(s->db);
+    if (s->lock_fd >= 0) close(s->lock_fd); /* and with it the lock */
+    pthread_mutex_destroy(&s->mutex);
+    free(s->data_dir);
+    free(s);
+}
+
+/* --- rows --- */
+
+static void column_text(sqlite3_stmt *q, int column, char *out, size_t size)
+{
+    const unsigned char *text = sqlite3_column_text(q, column);
+    snprintf(out, size, "%s", text ? (const char *)text : "");
+}
+
+static void record_from_row(sqlite3_stmt *q, struct version_record *v)
+{
+    column_text(q, 3, v->version, sizeof v->version);
+    column_text(q, 4, v->hash, sizeof v->hash);
+    column_text(q, 5, v->config_blob, sizeof v->config_blob);
+    column_text(q, 6, v->tensors_blob, sizeof v->tensors_blob);
+    column_text(q, 7, v->base, sizeof v->base);
+    v->created = sqlite3_column_int64(q, 8);
+    v->bytes = (size_t)sqlite3_column_int64(q, 9);
+    column_text(q, 10, v->format, sizeof v->format);
+    column_text(q, 11, v->targets, sizeof v->targets);
+    v->rank = sqlite3_column_int(q, 12);
+    v->experts = sqlite3_column_int(q, 13);
+    v->top_k = sqlite3_column_int(q, 14);
+    v->sites = sqlite3_column_int(q, 15);
+    v->parameters = (size_t)sqlite3_column_int64(q, 16);
+}
+
+enum status store_visit(struct store *s,
+                        enum status (*visit)(void *ctx, const char *tenant, const char *name,
+                                             const struct version_record *v, bool current),
+                        void *ctx, struct error *err)
+{
+    pthread_mutex_lock(&s->mutex);
+    sqlite3_stmt *q = statement_begin(s, STATEMENT_VISIT);
+    enum status st = ST_OK;
+    int rc = SQLITE_DONE;
+    while (!st && (rc = sqlite3_step(q)) == SQLITE_ROW) {
+        struct version_record v = {0};
+        record_from_row(q, &v);
+        st = visit(ctx, (const char *)sqlite3_column_text(q, 0), (const char *)sqlite3_column_text(q, 1), &v,
+                   sqlite3_column_int(q, 2));
+    }
+    if (!st && rc != SQLITE_DONE) st = db_error(s, err);
+    sqlite3_reset(q);
+    pthread_mutex_unlock(&s->mutex);
+    return st;
+}
+
+static enum status version_add(struct store *s, const char *tenant, const char *name,
+                               const struct version_record *v, struct error *err)
+{
+    sqlite3_stmt *q = statement_begin(s, STATEMENT_VERSION_ADD);
+    const char *text[] = {tenant, name, v->version, v->hash, v->config_blob, v->tensors_blob, v->base};
+    for (int i = 0; i < 7; i++) sqlite3_bind_text(q, i + 1, text[i], -1, SQLITE_STATIC);
+    sqlite3_bind_int64(q, 8, v->created);
+    sqlite3_bind_int64(q, 9, (sqlite3_int64)v->bytes);
+    sqlite3_bind_text(q, 10, v->format, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 11, v->targets, -1, SQLITE_STATIC);
+    sqlite3_bind_int(q, 12, v->rank);
+    sqlite3_bind_int(q, 13, v->experts);
+    sqlite3_bind_int(q, 14, v->top_k);
+    sqlite3_bind_int(q, 15, v->sites);
+    sqlite3_bind_int64(q, 16, (sqlite3_int64)v->parameters);
+    enum status st = sqlite3_step(q) == SQLITE_DONE ? ST_OK : db_error(s, err);
+    sqlite3_reset(q);
+    return st;
+}
+
+/* Ends a transaction: commits if st is ST_OK and returns what came of it. */
+static enum status transaction_end(struct store *s, enum status st, struct error *err)
+{
+    if (!st) st = statement_run(s, STATEMENT_COMMIT, NULL, NULL, NULL, err);
+    if (st && !sqlite3_get_autocommit(s->db)) (void)statement_run(s, STATEMENT_ROLLBACK, NULL, NULL, NULL, NULL);
+    return st;
+}
+
+enum status store_publish(struct store *s, const char *tenant, const char *name,
+                          const struct version_record *v, const char *config_path, const char *tensors_path,
+                          struct error *err)
+{
+    pthread_mutex_lock(&s->mutex);
+    enum status st = blob_add(s, config_path, v->config_blob, err);
+    if (!st) st = blob_add(s, tensors_path, v->tensors_blob, err);
+    if (!st) st = statement_run(s, STATEMENT_BEGIN, NULL, NULL, NULL, err);
+    if (!st) {
+        st = statement_run(s, STATEMENT_ADAPTER_ADD, tenant, name, NULL, err);
+        if (!st) st = version_add(s, tenant, name, v, err);
+        if (!st) st = statement_run(s, STATEMENT_CURRENT_SET, tenant, name, v->version, err);
+        st = transaction_end(s, st, err);
+    }
+    if (st) {
+        blob_collect(s, v->config_blob);
+        blob_collect(s, v->tensors_blob);
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return st;
+}
+
+/* The hashes of an adapter's files, one after the other with their NULs. */
+static enum status blobs_of(struct store *s, const char *tenant, const char *name, struct strbuf *out,
+                            struct error *err)
+{
+    sqlite3_stmt *q = statement_begin(s, STATEMENT_BLOBS_OF);
+    sqlite3_bind_text(q, 1, tenant, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 2, name, -1, SQLITE_STATIC);
+    int rc;
+    while ((rc = sqlite3_step(q)) == SQLITE_ROW) {
+        for (int column = 0; column < 2; column++) {
+            char hash[HASH_HEX_SIZE] = "";
+            column_text(q, column, hash, sizeof hash);
+            strbuf_append(out, hash, sizeof hash);
+        }
+    }
+    enum status st = rc != SQLITE_DONE ? db_error(s, err) : out->failed ? no_memory(err) : ST_OK;
+    sqlite3_reset(q);
+    return st;
+}
+
+enum status store_delete(struct store *s, const char *tenant, const char *name, struct error *err)
+{
+    struct strbuf blobs = {0};
+    pthread_mutex_lock(&s->mutex);
+    enum status st = blobs_of(s, tenant, name, &blobs, err);
+    if (!st && blobs.size == 0) st = error_set(err, ST_NOT_FOUND, "there is no adapter '%s'", name);
+    if (!st) st = statement_run(s, STATEMENT_ADAPTER_REMOVE, tenant, name, NULL, err);
+    for (size_t at = 0; !st && at < blobs.size; at += HASH_HEX_SIZE) blob_collect(s, blobs.data + at);
+    pthread_mutex_unlock(&s->mutex);
+    strbuf_release(&blobs);
+    return st;
+}
