@@ -9,10 +9,28 @@
 #include <string.h>
 
 static const char *const known_keys[] = {
-    "peft_type", "r", "lora_alpha", "num_experts", "top_k", "gate", "temperature", "use_rslora",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
-    "alpha_pattern", "base_model_name_or_path", "revision", "task_type", "inference_mode",
-    "lora_dropout", "peft_version", "auto_mapping", NULL,
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "num_experts",
+    "top_k",
+    "gate",
+    "temperature",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "auto_mapping",
+    NULL,
 };
 static const struct config_refusal refused_keys[] = {
     {"use_dora", "DoRA ('use_dora') is not supported"},
@@ -24,7 +42,10 @@ static const struct {
     const char *name;
     enum gate_rule rule;
 } gate_names[] = {
-    {"topk", GATE_TOPK}, {"topk_raw", GATE_TOPK_RAW}, {"dense", GATE_DENSE}, {"none", GATE_NONE},
+    {"topk", GATE_TOPK},
+    {"topk_raw", GATE_TOPK_RAW},
+    {"dense", GATE_DENSE},
+    {"none", GATE_NONE},
 };
 
 static bool moelora_recognise(const struct adapter_source *src)
@@ -79,7 +100,8 @@ static bool part_parse(const char *rest, enum part_kind *kind, int *expert)
     if (strcmp(rest, "moe_gate.weight") == 0) return true;
     /* At most five digits, and no sign or space, which %d would take. */
     if (strncmp(rest, "experts.", 8) != 0 || rest[8] < '0' || rest[8] > '9') return false;
-    if (sscanf(rest, "experts.%5d.lora_%c.weight%n", expert, &half, &end) != 2 || !end || rest[end]) return false;
+    if (sscanf(rest, "experts.%5d.lora_%c.weight%n", expert, &half, &end) != 2 || !end || rest[end])
+        return false;
     *kind = half == 'A' ? PART_A : PART_B;
     return half == 'A' || half == 'B';
 }
@@ -91,7 +113,8 @@ static enum status moelora_parts(const struct safetensors *tensors, struct parts
         struct module m;
         enum part_kind kind;
         int expert;
-        if (!module_parse(t->name, &m) || !part_parse(m.rest, &kind, &expert)) return tensor_unclaimed(t, err);
+        if (!module_parse(t->name, &m) || !part_parse(m.rest, &kind, &expert))
+            return tensor_unclaimed(t, err);
         enum status st = parts_claim(parts, t, &m, kind, expert, err);
         if (st) return st;
     }

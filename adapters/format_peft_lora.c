@@ -10,12 +10,36 @@
 #include <string.h>
 
 static const char *const known_keys[] = {
-    "peft_type", "task_type", "peft_version", "auto_mapping", "parent_library", "inference_mode",
-    "base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "use_rslora",
-    "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform",
-    "layers_pattern", "fan_in_fan_out", "bias", "init_lora_weights", "megatron_core", "eva_config",
-    "corda_config", "loftq_config", "lora_ga_config", "qalora_group_size", "runtime_config",
-    "ensure_weight_tying", NULL,
+    "peft_type",
+    "task_type",
+    "peft_version",
+    "auto_mapping",
+    "parent_library",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "fan_in_fan_out",
+    "bias",
+    "init_lora_weights",
+    "megatron_core",
+    "eva_config",
+    "corda_config",
+    "loftq_config",
+    "lora_ga_config",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
+    NULL,
 };
 #define REPLACES_WEIGHTS "changes weights of the base model itself, which is not supported"
 static const struct config_refusal refused_keys[] = {
@@ -51,10 +75,11 @@ static enum status init_check(const cJSON *config, struct error *err)
     if (!cJSON_IsString(v)) return ST_OK;
     for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++)
         if (strcmp(v->valuestring, harmless[i]) == 0) return ST_OK;
-    return error_set(err, ST_UNSUPPORTED,
-                     "adapter_config.json: 'init_lora_weights' is '%.40s', which changes the base model's weights; "
-                     "convert the adapter to plain LoRA when saving it (PEFT: path_initial_model_for_weight_conversion)",
-                     v->valuestring);
+    return error_set(
+        err, ST_UNSUPPORTED,
+        "adapter_config.json: 'init_lora_weights' is '%.40s', which changes the base model's weights; "
+        "convert the adapter to plain LoRA when saving it (PEFT: path_initial_model_for_weight_conversion)",
+        v->valuestring);
 }
 
 static enum status config_check(const cJSON *config, struct error *err)
@@ -64,7 +89,8 @@ static enum status config_check(const cJSON *config, struct error *err)
     if (st) return st;
     const cJSON *bias = json_get(config, "bias");
     if (config_on(bias) && !(cJSON_IsString(bias) && strcmp(bias->valuestring, "none") == 0))
-        return error_set(err, ST_UNSUPPORTED, "adapter_config.json: 'bias' must be 'none': trained biases are not supported");
+        return error_set(err, ST_UNSUPPORTED,
+                         "adapter_config.json: 'bias' must be 'none': trained biases are not supported");
     return ST_OK;
 }
 
@@ -73,12 +99,12 @@ static enum status tensor_refused(const struct safetensor *t, const char *rest, 
     if (rest && strncmp(rest, "lora_magnitude_vector", 21) == 0)
         return error_set(err, ST_UNSUPPORTED, "tensor '%.200s' is of DoRA, which is not supported", t->name);
     if (rest && strcmp(rest, "lora_B.bias") == 0)
-        return error_set(err, ST_UNSUPPORTED, "tensor '%.200s': a bias on B ('lora_bias') is not supported", t->name);
+        return error_set(err, ST_UNSUPPORTED, "tensor '%.200s': a bias on B ('lora_bias') is not supported",
+                         t->name);
     return tensor_unclaimed(t, err);
 }
 
-static enum status peft_lora_parts(const struct safetensors *tensors, struct parts *parts,
-                                   struct error *err)
+static enum status peft_lora_parts(const struct safetensors *tensors, struct parts *parts, struct error *err)
 {
     for (size_t i = 0; i < safetensors_count(tensors); i++) {
         const struct safetensor *t = safetensors_at(tensors, i);

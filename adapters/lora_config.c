@@ -44,10 +44,11 @@ enum status config_keys_check(const cJSON *config, const char *const *known,
         for (const struct config_refusal *r = refused; r->key; r++)
             if (strcmp(v->string, r->key) == 0)
                 return error_set(err, ST_UNSUPPORTED, "adapter_config.json: %s", r->reason);
-        return error_set(err, ST_REJECTED,
-                         "adapter_config.json: '%.60s' is set, and what it changes is not known here; remove it "
-                         "if the adapter computes the same without it",
-                         v->string);
+        return error_set(
+            err, ST_REJECTED,
+            "adapter_config.json: '%.60s' is set, and what it changes is not known here; remove it "
+            "if the adapter computes the same without it",
+            v->string);
     }
     return ST_OK;
 }
@@ -97,10 +98,10 @@ static enum status module_set_read(const cJSON *config, const char *key, struct 
         return out->all_linear ? ST_OK : pattern_compile(v->valuestring, &out->regex, err);
     }
     if (!cJSON_IsArray(v))
-        return error_set(err, ST_INVALID, "'%s' must be a list of module names, a regular expression or null", key);
+        return error_set(err, ST_INVALID, "'%s' must be a list of module names, a regular expression or null",
+                         key);
     for (const cJSON *e = v->child; e; e = e->next)
-        if (!cJSON_IsString(e))
-            return error_set(err, ST_INVALID, "'%s' must hold module names only", key);
+        if (!cJSON_IsString(e)) return error_set(err, ST_INVALID, "'%s' must hold module names only", key);
     out->list = v;
     return ST_OK;
 }
@@ -118,8 +119,7 @@ static enum status layers_read(const cJSON *config, struct lora_config *out, str
     const cJSON *holder = json_get(config, "layers_pattern");
     if (!config_on(holder)) return ST_OK;
     if (cJSON_IsArray(holder) && cJSON_GetArraySize(holder) == 1) holder = holder->child;
-    if (!cJSON_IsString(holder))
-        return error_set(err, ST_INVALID, "'layers_pattern' must be one pattern");
+    if (!cJSON_IsString(holder)) return error_set(err, ST_INVALID, "'layers_pattern' must be one pattern");
     char regex[PATTERN_BYTES_MAX + 1];
     int n = snprintf(regex, sizeof regex, "(?:^|.*?\\.)(?:%s)\\.\\d+\\..*", holder->valuestring);
     if (n < 0 || (size_t)n >= sizeof regex) return error_set(err, ST_INVALID, "'layers_pattern' is too long");
@@ -203,10 +203,11 @@ enum status lora_config_scale(const struct lora_config *c, const char *module, i
     enum status st = module_values_find(&c->alpha_pattern, module, &alpha, err);
     if (st) return st;
     if (alpha == 0)
-        return error_set(err, ST_REJECTED,
-                         "adapter_config.json has no 'lora_alpha', so the scale of %s is unknown; add the value the "
-                         "adapter was trained with",
-                         module);
+        return error_set(
+            err, ST_REJECTED,
+            "adapter_config.json has no 'lora_alpha', so the scale of %s is unknown; add the value the "
+            "adapter was trained with",
+            module);
     *out = (float)(alpha / (c->rslora ? sqrt((double)rank) : (double)rank));
     return ST_OK;
 }

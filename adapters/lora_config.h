@@ -29,9 +29,9 @@ struct module_set {
 };
 
 struct lora_config {
-    int rank;          /* 0: not given */
-    double alpha;      /* 0: not given */
-    bool rslora;       /* scale = alpha / sqrt(rank) rather than alpha / rank */
+    int rank;     /* 0: not given */
+    double alpha; /* 0: not given */
+    bool rslora;  /* scale = alpha / sqrt(rank) rather than alpha / rank */
     struct module_values rank_pattern, alpha_pattern;
     struct module_set targets, excludes;
     const cJSON *layers;           /* a number or an array; NULL: all */
@@ -46,8 +46,8 @@ void lora_config_release(struct lora_config *c);
 NODISCARD enum status lora_config_rank(const struct lora_config *c, const char *module, int *out,
                                        struct error *err);
 /* alpha / rank or alpha / sqrt(rank). ST_REJECTED where there is no alpha: it has no safe default. */
-NODISCARD enum status lora_config_scale(const struct lora_config *c, const char *module, int rank,
-                                        float *out, struct error *err);
+NODISCARD enum status lora_config_scale(const struct lora_config *c, const char *module, int rank, float *out,
+                                        struct error *err);
 /* Does the configuration put an adapter on this module of this layer? Without target_modules:
  * on any. */
 NODISCARD enum status lora_config_targets(const struct lora_config *c, const char *module, int layer,
@@ -61,7 +61,8 @@ struct config_refusal {
     const char *key, *reason;
 };
 /* ST_UNSUPPORTED for a key of `refused` (ended by a NULL key) that is switched on;
- * ST_REJECTED for one that is switched on and not in `known` (ended by NULL): we cannot tell what it changes. */
+ * ST_REJECTED for one that is switched on and not in `known` (ended by NULL): we cannot tell what it changes.
+ */
 NODISCARD enum status config_keys_check(const cJSON *config, const char *const *known,
                                         const struct config_refusal *refused, struct error *err);
 

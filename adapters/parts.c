@@ -130,7 +130,9 @@ static enum status halves_check(const struct site_parts *s, int b_count, struct 
         const struct part *b = e < b_count ? &s->b[e] : NULL;
         if (a && a->expert == e && b && b->expert == e) continue;
         /* The lower expert is the one whose other half is absent. */
-        const struct part *alone = !b || (a && a->expert < b->expert) ? a : !a || b->expert < a->expert ? b : NULL;
+        const struct part *alone = !b || (a && a->expert < b->expert) ? a
+                                   : !a || b->expert < a->expert      ? b
+                                                                      : NULL;
         if (!alone)
             return error_set(err, ST_REJECTED, "tensor '%s' is there, but expert %d of that site is missing",
                              a->name, e);
@@ -188,7 +190,10 @@ static enum status shapes_check(const struct build *bd, const struct site_parts 
     return ST_OK;
 }
 
-static int limit_of(int configured, int most) { return configured > 0 && configured < most ? configured : most; }
+static int limit_of(int configured, int most)
+{
+    return configured > 0 && configured < most ? configured : most;
+}
 
 /* Rank, experts and top-k against the configuration and the limits. */
 static enum status numbers_check(const struct build *bd, const struct site_parts *s, const char *module,
@@ -208,9 +213,10 @@ static enum status numbers_check(const struct build *bd, const struct site_parts
     enum status st = lora_config_rank(bd->config, module, &stated, err);
     if (st) return st;
     if (stated && (size_t)stated != s->a->rows)
-        return error_set(err, ST_REJECTED,
-                         "tensor '%s' has rank %zu, but adapter_config.json says %d for %s (r or rank_pattern)",
-                         s->a->name, s->a->rows, stated, module);
+        return error_set(
+            err, ST_REJECTED,
+            "tensor '%s' has rank %zu, but adapter_config.json says %d for %s (r or rank_pattern)",
+            s->a->name, s->a->rows, stated, module);
     if (gate->experts && gate->experts != s->experts)
         return error_set(err, ST_REJECTED, "%s has %d experts, but adapter_config.json says %d (num_experts)",
                          module, s->experts, gate->experts);
@@ -221,8 +227,8 @@ static enum status numbers_check(const struct build *bd, const struct site_parts
     st = lora_config_targets(bd->config, module, s->a->module.layer, &targeted, err);
     if (st) return st;
     if (!targeted)
-        return error_set(err, ST_REJECTED, "tensor '%s' is of a module that adapter_config.json does not target",
-                         s->a->name);
+        return error_set(err, ST_REJECTED,
+                         "tensor '%s' is of a module that adapter_config.json does not target", s->a->name);
     return ST_OK;
 }
 
@@ -450,8 +456,8 @@ static enum status sites_build(const struct build *bd, const struct parts *p, st
 }
 
 enum status parts_build(struct parts *p, const char *format, const struct lora_config *config,
-                        const struct gate *gate, const struct adapter_base *base,
-                        struct adapter_bundle **out, struct error *err)
+                        const struct gate *gate, const struct adapter_base *base, struct adapter_bundle **out,
+                        struct error *err)
 {
     if (p->count == 0)
         return error_set(err, ST_REJECTED, "the file has no adapter tensors: the adapter would do nothing");

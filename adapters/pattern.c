@@ -34,7 +34,8 @@ enum status pattern_compile(const char *regex, struct pattern **out, struct erro
     enum status st = ST_NOMEM;
     int code = 0;
     PCRE2_SIZE offset = 0;
-    p->code = pcre2_compile((PCRE2_SPTR)regex, size, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &code, &offset, NULL);
+    p->code =
+        pcre2_compile((PCRE2_SPTR)regex, size, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &code, &offset, NULL);
     if (!p->code) {
         PCRE2_UCHAR text[128] = "";
         pcre2_get_error_message(code, text, sizeof text);
@@ -69,7 +70,8 @@ enum status pattern_match(const struct pattern *p, const char *subject, bool *ou
     int rc = pcre2_match(p->code, (PCRE2_SPTR)subject, strlen(subject), 0, 0, p->match, p->limits);
     if (rc < 0 && rc != PCRE2_ERROR_NOMATCH)
         return error_set(err, ST_REJECTED,
-                         "a pattern takes too long to compare with the module '%.100s'; simplify it", subject);
+                         "a pattern takes too long to compare with the module '%.100s'; simplify it",
+                         subject);
     *out = rc >= 0;
     return ST_OK;
 }

@@ -18,8 +18,7 @@ struct pattern;
  * expression, or too large; err quotes it. */
 NODISCARD enum status pattern_compile(const char *regex, struct pattern **out, struct error *err);
 /* The whole subject, or the part of it after any dot (Python's re.match(rf"(.*\.)?({regex})$")). */
-NODISCARD enum status pattern_compile_suffix(const char *regex, struct pattern **out,
-                                             struct error *err);
+NODISCARD enum status pattern_compile_suffix(const char *regex, struct pattern **out, struct error *err);
 void pattern_free(struct pattern *p);
 
 /* ST_REJECTED where matching takes too many steps. */

@@ -29,7 +29,7 @@ static const char *foreign_title(const struct adapter_source *src)
 {
     if (strcmp(src->peft_type, "LORA") == 0)
         return config_on(json_get(src->config, "lora_nums")) ? "HydraLoRA (LORA with 'lora_nums')"
-                                                              : "MoLA (LORA with a list of ranks)";
+                                                             : "MoLA (LORA with a list of ranks)";
     for (size_t i = 0; i < sizeof foreign_formats / sizeof *foreign_formats; i++)
         if (strcmp(src->peft_type, foreign_formats[i].peft_type) == 0) return foreign_formats[i].title;
     return NULL;
@@ -43,8 +43,10 @@ static enum status format_unknown(const struct adapter_source *src, struct error
     const char *title = foreign_title(src);
     if (title)
         return error_set(err, ST_UNSUPPORTED,
-                         "adapters of the format %s are not supported; convert it to MOELORA or PEFT LORA", title);
-    return error_set(err, ST_UNSUPPORTED, "adapters of peft_type '%.60s' are not supported; expected MOELORA or LORA",
+                         "adapters of the format %s are not supported; convert it to MOELORA or PEFT LORA",
+                         title);
+    return error_set(err, ST_UNSUPPORTED,
+                     "adapters of peft_type '%.60s' are not supported; expected MOELORA or LORA",
                      src->peft_type);
 }
 
@@ -56,12 +58,6 @@ static enum status source_read(const struct adapter_source *src, struct adapter_
     return format_unknown(src, err);
 }
 
-/* st, with `what` before the message of a container's parser. */
-static enum status file_error(struct error *err, enum status st, const char *what, const struct error *inner)
-{
-    return st == ST_NOMEM ? st : error_set(err, st, "%s: %s", what, inner->message);
-}
-
 static enum status config_parse(const void *config, size_t size, cJSON **out, struct error *err)
 {
     if (size > CONFIG_BYTES_MAX)
@@ -69,7 +65,7 @@ static enum status config_parse(const void *config, size_t size, cJSON **out, st
                          CONFIG_BYTES_MAX);
     struct error inner = {0};
     enum status st = json_parse(config, size, out, &inner);
-    return st ? file_error(err, st, "adapter_config.json", &inner) : ST_OK;
+    return st ? config_error(err, st, &inner) : ST_OK;
 }
 
 enum status adapter_read(const void *config, size_t config_size, const void *tensors, size_t tensors_size,
@@ -90,11 +86,8 @@ enum status adapter_read(const void *config, size_t config_size, const void *ten
         st = config_error(err, st, &inner);
         goto done;
     }
-    st = safetensors_parse(tensors, tensors_size, &table, &inner);
-    if (st) {
-        st = file_error(err, st, "adapter_model.safetensors", &inner);
-        goto done;
-    }
+    st = safetensors_parse(tensors, tensors_size, &table, err);
+    if (st) goto done;
     struct adapter_source src = {.config = json, .peft_type = peft_type, .tensors = table, .base = base};
     st = source_read(&src, out, err);
 done:
@@ -107,9 +100,10 @@ done:
 enum status tensor_unclaimed(const struct safetensor *t, struct error *err)
 {
     struct module m;
-    const char *reason = module_parse(t->name, &m)
-                             ? "it is no part of an adapter of this format"
-                             : "adapters apply to q, k, v, o, gate, up and down projections of the layers only";
+    const char *reason =
+        module_parse(t->name, &m)
+            ? "it is no part of an adapter of this format"
+            : "adapters apply to q, k, v, o, gate, up and down projections of the layers only";
     return error_set(err, ST_REJECTED, "tensor '%.200s' cannot be used: %s", t->name, reason);
 }
 

@@ -17,19 +17,19 @@ struct adapter_base {
     int layers;
     size_t d_in[PROJ_COUNT], d_out[PROJ_COUNT];
     int heads, kv_heads, head_dim;
-    bool qk_permuted; /* rows of q and k: B rows of Hugging Face adapters are permuted to match */
+    bool qk_permuted;          /* rows of q and k: B rows of Hugging Face adapters are permuted to match */
     int rank_max, experts_max; /* 0: what kernels can do at most */
 };
 
 struct adapter_bundle {
-    char format[32];      /* "moelora", "peft-lora" */
+    char format[32]; /* "moelora", "peft-lora" */
     int layers;
-    struct lr_site_source **sites; /* [layers * PROJ_COUNT], NULL where none */
+    struct lr_site_source **sites;    /* [layers * PROJ_COUNT], NULL where none */
     int rank_max, experts_max, top_k; /* the largest over its sites */
     int site_count;
     size_t parameters;
-    size_t lr_width;      /* as lr_adapter.width */
-    char targets[256];    /* "q_proj, v_proj", for people */
+    size_t lr_width;              /* as lr_adapter.width */
+    char targets[256];            /* "q_proj, v_proj", for people */
     struct adapter_block *memory; /* owned: what the sites point to beyond the tensors' bytes */
 };
 

@@ -17,8 +17,8 @@ struct adapter_source {
 struct adapter_format {
     const char *name; /* of its bundles */
     bool (*recognise)(const struct adapter_source *src);
-    enum status (*read)(const struct adapter_source *src, const char *format,
-                        struct adapter_bundle **out, struct error *err);
+    enum status (*read)(const struct adapter_source *src, const char *format, struct adapter_bundle **out,
+                        struct error *err);
 };
 
 extern const struct adapter_format format_moelora, format_peft_lora;

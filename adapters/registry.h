@@ -1,8 +1,8 @@
 /* Which adapters there are, which version of each is current, and who is using what.
  *
  * A version is immutable and identified by the hash of its files. Publishing changes what the next lease
- * returns, never what a holder sees. Everything survives a restart: metadata in SQLite, files content-addressed
- * under the data folder.
+ * returns, never what a holder sees. Everything survives a restart: metadata in SQLite, files
+ * content-addressed under the data folder.
  *
  *   data/medley.db            adapters, versions
  *   data/blobs/ab/abcdef…     adapter files, named by their BLAKE2b hash
@@ -26,12 +26,12 @@ struct registry;
 
 struct registry_config {
     const char *data_dir;
-    struct device *device;      /* packs the sites; not owned */
+    struct device *device; /* packs the sites; not owned */
     struct adapter_base base;
     char base_fingerprint[17];
-    size_t resident_bytes;      /* budget for packed adapters; those under lease may exceed it. 0: 1 GiB */
-    size_t upload_bytes_max;    /* 0: 1 GiB */
-    int lr_width_max;           /* engine's lr_width: an adapter wider than this is refused */
+    size_t resident_bytes;   /* budget for packed adapters; those under lease may exceed it. 0: 1 GiB */
+    size_t upload_bytes_max; /* 0: 1 GiB */
+    int lr_width_max;        /* engine's lr_width: an adapter wider than this is refused */
 };
 
 NODISCARD enum status registry_open(const struct registry_config *config, struct registry **out,
@@ -44,14 +44,14 @@ bool adapter_name_valid(const char *name);
 /* An upload: a private folder under staging, made at open, removed at close unless it was published. */
 struct upload;
 NODISCARD enum status upload_open(struct registry *r, struct upload **out, struct error *err); /* blocks */
-/* The folder, for files written by the caller: either the two files of the native format, or one `body` of any accepted
- * kind (tar, gzip or zstd of it, zip). */
+/* The folder, for files written by the caller: either the two files of the native format, or one `body` of
+ * any accepted kind (tar, gzip or zstd of it, zip). */
 const char *upload_path(const struct upload *u);
 void upload_close(struct upload *u);
 
 struct version_info {
     char version[ADAPTER_VERSION_HEX + 1];
-    char hash[65]; /* full, hex */
+    char hash[65];   /* full, hex */
     int64_t created; /* unix seconds */
     size_t bytes;
     bool current, resident;
@@ -70,24 +70,24 @@ struct adapter_info {
 void adapter_info_release(struct adapter_info *i);
 
 struct put_result {
-    bool created;     /* the name is new */
-    bool unchanged;   /* the same bytes as the current version */
+    bool created;   /* the name is new */
+    bool unchanged; /* the same bytes as the current version */
     char version[ADAPTER_VERSION_HEX + 1];
 };
-/* Reads, checks, stores, packs and publishes what the upload's folder holds. expected_version: NULL, or the current
- * version the caller saw (ST_CONFLICT if it is another; "" means: the name must be new). The new version is resident on return. (blocks) */
-NODISCARD enum status registry_put(struct registry *r, const char *tenant, const char *name,
-                                   struct upload *u, const char *expected_version,
-                                   struct put_result *out, struct error *err);
+/* Reads, checks, stores, packs and publishes what the upload's folder holds. expected_version: NULL, or the
+ * current version the caller saw (ST_CONFLICT if it is another; "" means: the name must be new). The new
+ * version is resident on return. (blocks) */
+NODISCARD enum status registry_put(struct registry *r, const char *tenant, const char *name, struct upload *u,
+                                   const char *expected_version, struct put_result *out, struct error *err);
 
 /* ST_NOT_FOUND where there is no such adapter for the tenant. (blocks) */
 NODISCARD enum status registry_get(struct registry *r, const char *tenant, const char *name,
                                    struct adapter_info *out, struct error *err);
 /* All of a tenant's adapters by name; malloc'd array the caller frees after releasing each. (blocks) */
-NODISCARD enum status registry_list(struct registry *r, const char *tenant,
-                                    struct adapter_info **out, size_t *count_out, struct error *err);
-/* Forgets the name and all versions; leases in flight stay valid; blobs no longer named are removed when the last
- * lease on them ends. (blocks) */
+NODISCARD enum status registry_list(struct registry *r, const char *tenant, struct adapter_info **out,
+                                    size_t *count_out, struct error *err);
+/* Forgets the name and all versions; leases in flight stay valid; blobs no longer named are removed when the
+ * last lease on them ends. (blocks) */
 NODISCARD enum status registry_delete(struct registry *r, const char *tenant, const char *name,
                                       struct error *err);
 

@@ -62,7 +62,7 @@ enum statement {
 #define X(name, text) STATEMENT_##name,
     STATEMENT_TABLE(X)
 #undef X
-    STATEMENT_COUNT
+        STATEMENT_COUNT
 };
 
 struct store {
@@ -123,10 +123,10 @@ static enum status db_error(const struct store *s, struct error *err)
 {
     int rc = sqlite3_errcode(s->db);
     enum status st = rc == SQLITE_FULL || sqlite3_system_errno(s->db) == ENOSPC ? ST_NO_SPACE
-                     : rc == SQLITE_NOMEM                                      ? ST_NOMEM
-                     : rc == SQLITE_CONSTRAINT                                 ? ST_CONFLICT
-                     : rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB             ? ST_BAD_FORMAT
-                                                                               : ST_IO;
+                     : rc == SQLITE_NOMEM                                       ? ST_NOMEM
+                     : rc == SQLITE_CONSTRAINT                                  ? ST_CONFLICT
+                     : rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB              ? ST_BAD_FORMAT
+                                                                                : ST_IO;
     return error_set(err, st, "%s/medley.db: %s", s->data_dir, sqlite3_errmsg(s->db));
 }
 
@@ -160,7 +160,8 @@ static enum status schema_check(struct store *s, struct error *err)
 {
     sqlite3_stmt *q = NULL;
     int version = -1;
-    if (sqlite3_prepare_v2(s->db, "PRAGMA user_version", -1, &q, NULL) == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW)
+    if (sqlite3_prepare_v2(s->db, "PRAGMA user_version", -1, &q, NULL) == SQLITE_OK &&
+        sqlite3_step(q) == SQLITE_ROW)
         version = sqlite3_column_int(q, 0);
     sqlite3_finalize(q);
     if (version < 0) return db_error(s, err);
@@ -181,13 +182,16 @@ static enum status db_open(struct store *s, struct error *err)
     };
     char *path = path_format(s->data_dir, "medley.db");
     if (!path) return no_memory(err);
-    int rc = sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL);
+    int rc =
+        sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL);
     free(path);
     if (rc != SQLITE_OK) return db_error(s, err);
-    enum status st = db_exec(s, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON", err);
+    enum status st =
+        db_exec(s, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON", err);
     if (!st) st = schema_check(s, err);
     for (int i = 0; i < STATEMENT_COUNT && !st; i++)
-        if (sqlite3_prepare_v3(s->db, texts[i], -1, SQLITE_PREPARE_PERSISTENT, &s->statement[i], NULL) != SQLITE_OK)
+        if (sqlite3_prepare_v3(s->db, texts[i], -1, SQLITE_PREPARE_PERSISTENT, &s->statement[i], NULL) !=
+            SQLITE_OK)
             st = db_error(s, err);
     return st;
 }
@@ -389,7 +393,8 @@ static enum status version_add(struct store *s, const char *tenant, const char *
 static enum status transaction_end(struct store *s, enum status st, struct error *err)
 {
     if (!st) st = statement_run(s, STATEMENT_COMMIT, NULL, NULL, NULL, err);
-    if (st && !sqlite3_get_autocommit(s->db)) (void)statement_run(s, STATEMENT_ROLLBACK, NULL, NULL, NULL, NULL);
+    if (st && !sqlite3_get_autocommit(s->db))
+        (void)statement_run(s, STATEMENT_ROLLBACK, NULL, NULL, NULL, NULL);
     return st;
 }
 

@@ -31,7 +31,7 @@ struct version_record {
     char version[ADAPTER_VERSION_HEX + 1]; /* the head of `hash` */
     char hash[HASH_HEX_SIZE];
     char config_blob[HASH_HEX_SIZE], tensors_blob[HASH_HEX_SIZE];
-    char base[17]; /* fingerprint of the model it was checked against */
+    char base[17];   /* fingerprint of the model it was checked against */
     int64_t created; /* unix seconds */
     size_t bytes;    /* of its files */
     char format[32];
@@ -55,8 +55,7 @@ NODISCARD enum status store_publish(struct store *s, const char *tenant, const c
                                     const char *tensors_path, struct error *err);
 
 /* Forgets an adapter with all its versions and removes the files that nobody else names. ST_NOT_FOUND. */
-NODISCARD enum status store_delete(struct store *s, const char *tenant, const char *name,
-                                   struct error *err);
+NODISCARD enum status store_delete(struct store *s, const char *tenant, const char *name, struct error *err);
 
 /* A malloc'd path the caller frees; NULL when out of memory. */
 char *store_blob_path(const struct store *s, const char *hash);

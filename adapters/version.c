@@ -6,8 +6,7 @@ void packed_adapter_free(struct packed_adapter *p)
 {
     if (!p) return;
     size_t count = p->lr.sites ? (size_t)p->lr.layers * PROJ_COUNT : 0;
-    for (size_t i = 0; i < count; i++)
-        /* Only readers see sites as const; whoever packed them frees them. */
+    for (size_t i = 0; i < count; i++) /* Only readers see sites as const; whoever packed them frees them. */
         if (p->lr.sites[i]) p->device->ops->lr_site_free(p->device, (struct lr_site *)p->lr.sites[i]);
     free(p->lr.sites);
     free(p);

@@ -8,7 +8,7 @@
 
 struct packed_adapter {
     struct lr_adapter lr;
-    size_t bytes; /* all memory it holds */
+    size_t bytes;          /* all memory it holds */
     struct device *device; /* not owned */
 };
 

@@ -6,8 +6,8 @@
 
 #include <stdint.h>
 
-#define ADAPTER_NAME_MAX 128     /* [A-Za-z0-9][A-Za-z0-9._-]{0,127} */
-#define ADAPTER_VERSION_HEX 16   /* digits of a version's public name: the head of its content hash */
+#define ADAPTER_NAME_MAX    128 /* [A-Za-z0-9][A-Za-z0-9._-]{0,127} */
+#define ADAPTER_VERSION_HEX 16  /* digits of a version's public name: the head of its content hash */
 
 /* Immutable; valid while a lease on it is held. */
 struct adapter_view {
