@@ -88,7 +88,9 @@ static void case_read(struct case_book *b, const cJSON *json, const struct safet
         assert_int_equal(json_get_f64(item, "weight", -10, 10, &weight, NULL), ST_OK);
         c->members[c->member_count++] = (struct lr_member){adapter_find(b, adapter), (float)weight};
     }
-    (void)json_get_f64(json, "flip_effect", 0, 1e9, &c->flip_effect, NULL); /* absent: stays 0 */
+    /* Where absent they stay 0. */
+    (void)json_get_f64(json, "flip_effect", 0, 1e9, &c->flip_effect, NULL);
+    (void)json_get_f64(json, "router_gap", 0, 1, &c->router_gap, NULL);
 
     const struct safetensor *t = safetensors_find(logits, c->name);
     assert_non_null(t);

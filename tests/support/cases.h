@@ -15,7 +15,7 @@ struct logit_case {
     int count;
     struct lr_member members[CASE_SET_MAX];
     int member_count;
-    double flip_effect; /* see make_adapters.py; 0 where nothing is chosen */
+    double flip_effect, router_gap; /* see make_adapters.py; 0 where nothing is chosen */
     float *expected;    /* (count, vocab), owned */
 };
 

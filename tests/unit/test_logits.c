@@ -20,7 +20,7 @@ static const char *const models[] = {"gqa_tied", "gqa_scaled", "mha_tied", "mha_
 #define TOLERANCE 1e-4f
 /* Keys and values rounded to half precision, 2^-11 relative: a few times that of logits up to 12,
  * and more where a softmax is steep. */
-#define TOLERANCE_F16_KV 6e-2f
+#define TOLERANCE_F16_KV 3e-2f
 
 static struct device *device_at(enum cpu_level level, int threads)
 {
@@ -66,7 +66,7 @@ static float case_error(struct case_book *b, const struct logit_case *c)
     return worst;
 }
 
-static void check_cases(enum cpu_level level, enum dtype kv_type, float tolerance)
+static void check_cases(enum cpu_level level, enum dtype kv_type, float tolerance, double gap_min)
 {
     struct device *d = device_at(level, 2);
     float largest = 0;
@@ -74,6 +74,7 @@ static void check_cases(enum cpu_level level, enum dtype kv_type, float toleranc
         struct case_book b;
         case_book_open(&b, models[m], d, kv_type);
         for (int i = 0; i < b.case_count; i++) {
+            if (b.cases[i].router_gap > 0 && b.cases[i].router_gap < gap_min) continue;
             float worst = case_error(&b, &b.cases[i]);
             if (!(worst <= tolerance))
                 fail_msg("%s, %s: a logit is off by %g, more than %g", d->name, b.cases[i].name,
@@ -90,14 +91,15 @@ static void test_every_level(void **state)
 {
     (void)state;
     for (int level = CPU_REFERENCE; level <= (int)cpu_level_supported(); level++)
-        check_cases((enum cpu_level)level, DTYPE_F32, TOLERANCE);
+        check_cases((enum cpu_level)level, DTYPE_F32, TOLERANCE, 0);
 }
 
+/* The rounding of the cache reaches the routers too: only cases whose decisions are clearer than that. */
 static void test_half_precision_cache(void **state)
 {
     (void)state;
     for (int level = CPU_REFERENCE; level <= (int)cpu_level_supported(); level++)
-        check_cases((enum cpu_level)level, DTYPE_F16, TOLERANCE_F16_KV);
+        check_cases((enum cpu_level)level, DTYPE_F16, TOLERANCE_F16_KV, 1e-3);
 }
 
 /* Choosing another expert at any one site and token would move some logit by flip_effect or more:
