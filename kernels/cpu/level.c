@@ -21,14 +21,17 @@ enum status cpu_level_parse(const char *name, enum cpu_level *out)
     return ST_INVALID;
 }
 
+/* F16C is older than AVX2 and in every machine that has that. */
 enum cpu_level cpu_level_supported(void)
 {
-    return CPU_REFERENCE;
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? CPU_AVX2 : CPU_REFERENCE;
 }
 
 void cpu_level_kernels(enum cpu_level level, struct cpu_kernels *out)
 {
     switch (level) {
+    case CPU_AVX2: cpu_kernels_avx2(out); break;
     default: cpu_kernels_reference(out); break;
     }
 }

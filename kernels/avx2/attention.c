@@ -1,0 +1,248 @@
+/* Attention over a paged cache.
+ *
+ * A query is one head of one row. Positions go in blocks of BLOCK_TOKENS counted from 0, so a query's
+ * arithmetic does not depend on the call it is in; all queries of a call take their turn on a
+ * block while it is in L1, QUERIES at a time, so the cache is read from memory once. A query's
+ * state between blocks is its unscaled output (kept in y), its maximum and its sum of weights. */
+#include "kernels/avx2/avx2.h"
+#include "kernels/avx2/math.h"
+
+#include <math.h>
+
+#define INLINE       static inline __attribute__((always_inline))
+#define UNROLL       _Pragma("GCC unroll 16")
+#define BLOCK_PAGES  4
+#define BLOCK_TOKENS (BLOCK_PAGES * KV_PAGE_TOKENS)
+#define QUERIES      4
+
+/* One kv head of the cache, in bytes. */
+struct kv_view {
+    const char *k, *v;
+    const int32_t *pages;
+    size_t page_bytes;
+    size_t head_dim;
+};
+
+struct block {
+    int first; /* token */
+    int count; /* tokens any query of the chunk sees */
+    bool more; /* blocks after this one: fetch them ahead */
+};
+
+/* QUERIES or fewer, which share each key and value they load. */
+struct chunk {
+    const float *q[QUERIES];
+    float *y[QUERIES];
+    int length[QUERIES]; /* positions 0 .. length - 1 are seen */
+    float *max[QUERIES], *sum[QUERIES];
+};
+
+INLINE __m256 kv_load(bool half, const char *row, size_t i)
+{
+    if (half) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + 2 * i)));
+    return _mm256_loadu_ps((const float *)(const void *)(row + 4 * i));
+}
+
+static void page_fetch(const char *base, const struct kv_view *kv, int page, size_t row_bytes)
+{
+    const char *p = base + (size_t)kv->pages[page] * kv->page_bytes;
+    for (size_t i = 0; i < KV_PAGE_TOKENS * row_bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
+}
+
+/* How many keys or vectors of values go with n queries, so that about eight sums are under way. */
+INLINE int width_of(int n) { return n == 1 ? 8 : n == 4 ? 2 : 4; }
+
+/* s[q][t] = dot products of n queries with the keys of one page */
+INLINE void page_scores(bool half, int n, const struct chunk *c, const char *page, size_t head_dim,
+                        float s[QUERIES][BLOCK_TOKENS], int at)
+{
+    const int width = width_of(n);
+    const size_t row = head_dim * (half ? 2 : 4);
+    for (int t = 0; t < KV_PAGE_TOKENS; t += width, page += (size_t)width * row) {
+        __m256 sums[QUERIES * 8];
+        UNROLL for (int i = 0; i < n * width; i++) sums[i] = _mm256_setzero_ps();
+        for (size_t d = 0; d < head_dim; d += 8) {
+            UNROLL for (int j = 0; j < width; j++)
+            {
+                __m256 k = kv_load(half, page + (size_t)j * row, d);
+                UNROLL for (int i = 0; i < n; i++) sums[i * width + j] =
+                    _mm256_fmadd_ps(_mm256_loadu_ps(c->q[i] + d), k, sums[i * width + j]);
+            }
+        }
+        UNROLL for (int i = 0; i < n * width; i += 4)
+        {
+            __m128 v = sum4_ps(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
+            float *to = &s[i / width][at + t + i % width];
+            if (width >= 4) {
+                _mm_storeu_ps(to, v);
+            } else {
+                _mm_storel_pi((__m64 *)to, v);
+                _mm_storeh_pi((__m64 *)&s[i / width + 1][at + t], v);
+            }
+        }
+    }
+}
+
+/* Scores to weights, exp(scale s - max); returns the factor for what was summed before. */
+static float weights_make(float *s, int seen, int count, float scale, float *max, float *sum)
+{
+    for (int t = seen; t < (count + 7) / 8 * 8; t++) s[t] = -INFINITY;
+    __m256 f = _mm256_set1_ps(scale), m = _mm256_set1_ps(*max);
+    for (int t = 0; t < count; t += 8) {
+        __m256 v = _mm256_mul_ps(_mm256_loadu_ps(s + t), f);
+        _mm256_storeu_ps(s + t, v);
+        m = _mm256_max_ps(m, v);
+    }
+    float top = max_ps(m);
+    __m256 before = exp_ps(_mm256_set1_ps(*max - top)), total = _mm256_setzero_ps();
+    m = _mm256_set1_ps(top);
+    for (int t = 0; t < count; t += 8) {
+        __m256 v = _mm256_loadu_ps(s + t);
+        __m256 hidden = _mm256_cmp_ps(v, _mm256_set1_ps(-INFINITY), _CMP_EQ_OQ);
+        v = _mm256_andnot_ps(hidden, exp_ps(_mm256_sub_ps(v, m)));
+        _mm256_storeu_ps(s + t, v);
+        total = _mm256_add_ps(total, v);
+    }
+    float factor = _mm256_cvtss_f32(before);
+    *max = top;
+    *sum = fmaf(*sum, factor, sum_ps(total));
+    return factor;
+}
+
+/* y[i][d ..] = factor y + sum_t weight[t] v[t][d ..], `width` vectors wide */
+INLINE void values_add(bool half, int n, int width, const struct kv_view *kv, const struct chunk *c,
+                       const struct block *b, size_t d, float s[QUERIES][BLOCK_TOKENS], const float *factor)
+{
+    const size_t row = kv->head_dim * (half ? 2 : 4);
+    __m256 y[QUERIES * 8];
+    UNROLL for (int i = 0; i < n; i++) UNROLL for (int j = 0; j < width; j++) y[i * width + j] =
+        _mm256_mul_ps(_mm256_set1_ps(factor[i]), _mm256_loadu_ps(c->y[i] + d + 8 * j));
+    const char *v = kv->v;
+    for (int t = 0; t < b->count; t++, v += row) {
+        if (t % KV_PAGE_TOKENS == 0)
+            v = kv->v + (size_t)kv->pages[(b->first + t) / KV_PAGE_TOKENS] * kv->page_bytes;
+        UNROLL for (int j = 0; j < width; j++)
+        {
+            __m256 x = kv_load(half, v, d + 8 * (size_t)j);
+            UNROLL for (int i = 0; i < n; i++) y[i * width + j] =
+                _mm256_fmadd_ps(_mm256_set1_ps(s[i][t]), x, y[i * width + j]);
+        }
+    }
+    UNROLL for (int i = 0; i < n; i++) UNROLL for (int j = 0; j < width; j++)
+        _mm256_storeu_ps(c->y[i] + d + 8 * j, y[i * width + j]);
+}
+
+/* n queries on one block */
+INLINE void chunk_step(bool half, int n, const struct kv_view *kv, const struct chunk *c,
+                       const struct block *b, float scale)
+{
+    const size_t row = kv->head_dim * (half ? 2 : 4);
+    float s[QUERIES][BLOCK_TOKENS], factor[QUERIES];
+    for (int t = 0; t < b->count; t += KV_PAGE_TOKENS) {
+        int page = (b->first + t) / KV_PAGE_TOKENS;
+        if (b->more) page_fetch(kv->k, kv, page + BLOCK_PAGES, row);
+        page_scores(half, n, c, kv->k + (size_t)kv->pages[page] * kv->page_bytes, kv->head_dim, s, t);
+    }
+    for (int i = 0; i < n; i++) {
+        int seen = c->length[i] - b->first;
+        factor[i] =
+            weights_make(s[i], seen < b->count ? seen : b->count, b->count, scale, c->max[i], c->sum[i]);
+    }
+    for (int t = 0; b->more && t < b->count; t += KV_PAGE_TOKENS)
+        page_fetch(kv->v, kv, (b->first + t) / KV_PAGE_TOKENS + BLOCK_PAGES, row);
+    const size_t width = (size_t)width_of(n) * 8;
+    size_t d = 0;
+    for (; d + width <= kv->head_dim; d += width) values_add(half, n, width_of(n), kv, c, b, d, s, factor);
+    for (; d < kv->head_dim; d += 8) values_add(half, n, 1, kv, c, b, d, s, factor);
+}
+
+typedef void chunk_fn(const struct kv_view *kv, const struct chunk *c, const struct block *b, float scale);
+#define CHUNK_FN(name, half, n)                                                                           \
+    static void name(const struct kv_view *kv, const struct chunk *c, const struct block *b, float scale) \
+    {                                                                                                     \
+        chunk_step(half, n, kv, c, b, scale);                                                             \
+    }
+CHUNK_FN(f32_1, false, 1)
+CHUNK_FN(f32_2, false, 2)
+CHUNK_FN(f32_3, false, 3)
+CHUNK_FN(f32_4, false, 4)
+CHUNK_FN(f16_1, true, 1)
+CHUNK_FN(f16_2, true, 2)
+CHUNK_FN(f16_3, true, 3)
+CHUNK_FN(f16_4, true, 4)
+static chunk_fn *const chunk_fns[2][QUERIES + 1] = {{NULL, f32_1, f32_2, f32_3, f32_4},
+                                                    {NULL, f16_1, f16_2, f16_3, f16_4}};
+
+/* The queries of one call, numbered row by row. */
+struct queries {
+    const float *q;
+    float *y;
+    size_t q_stride, y_stride, head_dim;
+    int count, group, first_position;
+    float *max, *sum; /* [count] */
+};
+
+static float *query_output(const struct queries *a, int i)
+{
+    return a->y + (size_t)(i / a->group) * a->y_stride + (size_t)(i % a->group) * a->head_dim;
+}
+
+static void chunk_collect(const struct queries *a, int first, int n, struct chunk *c)
+{
+    for (int j = 0; j < n; j++) {
+        int i = first + j, row = i / a->group;
+        c->q[j] = a->q + (size_t)row * a->q_stride + (size_t)(i % a->group) * a->head_dim;
+        c->y[j] = query_output(a, i);
+        c->length[j] = a->first_position + row + 1;
+        c->max[j] = a->max + i;
+        c->sum[j] = a->sum + i;
+    }
+}
+
+static void block_attend(const struct queries *a, const struct kv_view *kv, enum dtype type, float scale,
+                         struct block b)
+{
+    int hidden_rows = b.first - a->first_position; /* rows that end before this block */
+    for (int i = hidden_rows > 0 ? hidden_rows * a->group : 0; i < a->count; i += QUERIES) {
+        int n = a->count - i < QUERIES ? a->count - i : QUERIES;
+        struct chunk c;
+        chunk_collect(a, i, n, &c);
+        int left = c.length[n - 1] - b.first;
+        b.count = left < BLOCK_TOKENS ? left : BLOCK_TOKENS;
+        chunk_fns[type == DTYPE_F16][n](kv, &c, &b, scale);
+        b.more = false; /* once is enough */
+    }
+}
+
+static void attention(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count, int group,
+                      size_t head_dim, float scale, int first_position, const int32_t *pages, const void *k,
+                      const void *v, enum dtype type, size_t page_stride, float *scratch)
+{
+    if (head_dim % 8) { /* no model has such heads */
+        struct cpu_kernels reference;
+        cpu_kernels_reference(&reference);
+        reference.attention(q, q_stride, y, y_stride, row_count, group, head_dim, scale, first_position,
+                            pages, k, v, type, page_stride, scratch);
+        return;
+    }
+    int count = row_count * group, total = first_position + row_count;
+    struct queries a = {q,     y,     q_stride,       y_stride, head_dim,
+                        count, group, first_position, scratch,  scratch + count};
+    struct kv_view kv = {k, v, pages, page_stride * dtype_block_bytes(type), head_dim};
+    for (int i = 0; i < count; i++) {
+        a.max[i] = -INFINITY;
+        a.sum[i] = 0;
+        float *out = query_output(&a, i);
+        for (size_t d = 0; d < head_dim; d += 8) _mm256_storeu_ps(out + d, _mm256_setzero_ps());
+    }
+    for (int t = 0; t < total; t += BLOCK_TOKENS)
+        block_attend(&a, &kv, type, scale, (struct block){t, 0, t + 2 * BLOCK_TOKENS <= total});
+    for (int i = 0; i < count; i++) {
+        __m256 f = _mm256_set1_ps(1.0f / a.sum[i]);
+        float *out = query_output(&a, i);
+        for (size_t d = 0; d < head_dim; d += 8)
+            _mm256_storeu_ps(out + d, _mm256_mul_ps(_mm256_loadu_ps(out + d), f));
+    }
+}
+
+void avx2_attention_fill(struct cpu_kernels *k) { k->attention = attention; }

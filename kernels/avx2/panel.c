@@ -1,0 +1,244 @@
+#include "kernels/avx2/panel.h"
+
+#include "base/memory.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+static struct panel_format format_of(enum dtype type)
+{
+    switch (type) {
+#define X(name, ...) \
+    case DTYPE_##name: return PANEL_##name;
+        PANEL_FORMATS(X)
+#undef X
+    default: return (struct panel_format){0};
+    }
+}
+
+/* One block of one output, as the file has it. */
+struct quant_block {
+    uint8_t q[PANEL_BLOCK]; /* unsigned */
+    uint16_t d, min;        /* f16: scale and minimum, or the super-block's, the latter negated */
+    uint8_t scale[2];       /* of a super-block format: scale and min, or one scale for each half */
+};
+
+static uint16_t load_u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
+
+/* n bytes of nibbles: low ones are q[0..n), high ones q[n..2n) */
+static void nibbles_read(const uint8_t *src, int n, uint8_t *q)
+{
+    for (int i = 0; i < n; i++) {
+        q[i] = src[i] & 0xF;
+        q[i + n] = src[i] >> 4;
+    }
+}
+
+static void q4_read(const uint8_t *b, bool min, struct quant_block *u)
+{
+    u->d = load_u16(b);
+    if (min) u->min = load_u16(b + 2);
+    nibbles_read(b + (min ? 4 : 2), 16, u->q);
+}
+
+static void q5_read(const uint8_t *b, bool min, struct quant_block *u)
+{
+    u->d = load_u16(b);
+    if (min) u->min = load_u16(b + 2);
+    const uint8_t *high = b + (min ? 4 : 2);
+    nibbles_read(high + 4, 16, u->q);
+    for (int i = 0; i < 32; i++) u->q[i] |= (uint8_t)((high[i / 8] >> (i % 8) & 1) << 4);
+}
+
+static void q8_0_read(const uint8_t *b, struct quant_block *u)
+{
+    u->d = load_u16(b);
+    for (int i = 0; i < 32; i++) u->q[i] = b[2 + i] ^ 0x80;
+}
+
+/* Sub-block j of a Q4_K or Q5_K super-block; the formulas are those of base/dtype.c's decoder. */
+static void k45_read(const uint8_t *b, int bits, int j, struct quant_block *u)
+{
+    const uint8_t *s = b + 4, *high = b + 16, *q = b + (bits == 5 ? 48 : 16) + j / 2 * 32;
+    u->d = load_u16(b);
+    u->min = load_u16(b + 2) ^ 0x8000;
+    u->scale[0] = j < 4 ? s[j] & 63 : (uint8_t)((s[j + 4] & 0xF) | s[j - 4] >> 6 << 4);
+    u->scale[1] = j < 4 ? s[j + 4] & 63 : (uint8_t)(s[j + 4] >> 4 | s[j] >> 6 << 4);
+    for (int i = 0; i < 32; i++) {
+        u->q[i] = q[i] >> (j % 2 * 4) & 0xF;
+        if (bits == 5) u->q[i] |= (uint8_t)((high[i] >> j & 1) << 4);
+    }
+}
+
+static void q6_k_read(const uint8_t *b, int j, struct quant_block *u)
+{
+    int half = j / 4, run = j % 4;
+    const uint8_t *low = b + half * 64 + run % 2 * 32, *high = b + 128 + half * 32;
+    u->d = load_u16(b + 208);
+    memcpy(u->scale, b + 192 + 2 * j, 2);
+    for (int i = 0; i < 32; i++)
+        u->q[i] = (uint8_t)((low[i] >> (run / 2 * 4) & 0xF) | (high[i] >> (run * 2) & 3) << 4);
+}
+
+/* Block `block` (of 32) of a row. */
+static void quant_block_read(enum dtype type, const uint8_t *row, size_t block, struct quant_block *u)
+{
+    size_t stride = dtype_block_bytes(type);
+    const uint8_t *super = row + block / PANEL_SUPER * stride;
+    int j = (int)(block % PANEL_SUPER);
+    switch (type) {
+    case DTYPE_Q4_0: q4_read(row + block * stride, false, u); break;
+    case DTYPE_Q4_1: q4_read(row + block * stride, true, u); break;
+    case DTYPE_Q5_0: q5_read(row + block * stride, false, u); break;
+    case DTYPE_Q5_1: q5_read(row + block * stride, true, u); break;
+    case DTYPE_Q8_0: q8_0_read(row + block * stride, u); break;
+    case DTYPE_Q4_K: k45_read(super, 4, j, u); break;
+    case DTYPE_Q5_K: k45_read(super, 5, j, u); break;
+    default: q6_k_read(super, j, u); break;
+    }
+}
+
+/* Puts the quants of output r where the layout has them; dst is zeroed. */
+static void quants_place(struct panel_format f, const uint8_t *q, int r, uint8_t *dst)
+{
+    for (int k = 0; k < PANEL_BLOCK; k++) {
+        int g = k / 4, at = r * 4 + k % 4;
+        if (f.bits == 8) {
+            dst[g * 64 + at] = q[k];
+            continue;
+        }
+        dst[g % 4 * 64 + at] |= (uint8_t)((q[k] & 0xF) << (g / 4 * 4));
+        if (f.bits == 5) dst[256 + at] |= (uint8_t)(q[k] >> 4 << g);
+        if (f.bits == 6) dst[256 + g / 4 * 64 + at] |= (uint8_t)(q[k] >> 4 << (g % 4 * 2));
+    }
+}
+
+static void block_place(struct panel_format f, const struct quant_block *u, int r, uint8_t *head,
+                        uint8_t *dst)
+{
+    uint8_t *f16 = f.super ? head : dst;
+    memcpy(f16 + 2 * r, &u->d, 2);
+    if (f.min) memcpy(f16 + 32 + 2 * r, &u->min, 2);
+    if (f.super) {
+        dst[r] = u->scale[0];
+        dst[16 + r] = u->scale[1];
+    }
+    quants_place(f, u->q, r, dst + panel_scale_bytes(f));
+}
+
+size_t panel_weight_bytes(enum dtype type, size_t outputs, size_t inputs)
+{
+    if (inputs % dtype_block_elems(type)) return SIZE_MAX;
+    size_t panels = size_round_up(outputs, PANEL_OUTPUTS) / PANEL_OUTPUTS;
+    return size_mul(panels, panel_bytes(format_of(type), inputs));
+}
+
+static void panel_pack(struct panel_format f, const struct matrix *m, size_t first, uint8_t *dst)
+{
+    size_t row_bytes = dtype_row_bytes(m->type, m->cols), bytes = panel_bytes(f, m->cols);
+    int rows = m->rows - first < PANEL_OUTPUTS ? (int)(m->rows - first) : PANEL_OUTPUTS;
+    memset(dst, 0, bytes);
+    for (size_t b = 0; b < m->cols / PANEL_BLOCK; b++) {
+        uint8_t *head = dst;
+        if (b % panel_super_blocks(f) == 0)
+            dst += panel_head_bytes(f);
+        else
+            head -= b % PANEL_SUPER * panel_block_bytes(f) + panel_head_bytes(f);
+        for (int r = 0; r < rows; r++) {
+            struct quant_block u;
+            quant_block_read(m->type, (const uint8_t *)m->data + (first + (size_t)r) * row_bytes, b, &u);
+            block_place(f, &u, r, head, dst);
+        }
+        dst += panel_block_bytes(f);
+    }
+}
+
+void panel_weight_pack(void *dst, const struct matrix *m, size_t begin, size_t end)
+{
+    struct panel_format f = format_of(m->type);
+    size_t bytes = panel_bytes(f, m->cols);
+    for (size_t first = begin; first < end; first += PANEL_OUTPUTS)
+        panel_pack(f, m, first, (uint8_t *)dst + first / PANEL_OUTPUTS * bytes);
+}
+
+size_t panel_act_bytes(int rows, size_t inputs)
+{
+    return (size_t)(rows + TILE_ROWS - 1) / TILE_ROWS * tile_bytes(inputs);
+}
+
+static __m256i sum_lanes(__m256i v) /* in every lane */
+{
+    v = _mm256_add_epi32(v, _mm256_shuffle_epi32(v, 0x4E));
+    v = _mm256_add_epi32(v, _mm256_shuffle_epi32(v, 0xB1));
+    return _mm256_add_epi32(v, _mm256_permute2x128_si256(v, v, 1));
+}
+
+/* Largest of the absolute values. They are compared as integers, which orders floats alike and
+ * lets a NaN win, so that it reaches the result instead of vanishing. */
+static float max_abs(const float *x)
+{
+    const __m256i abs = _mm256_set1_epi32(0x7FFFFFFF);
+    __m256i m = _mm256_setzero_si256();
+    for (int i = 0; i < PANEL_BLOCK; i += 8)
+        m = _mm256_max_epu32(m, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + i)), abs));
+    m = _mm256_max_epu32(m, _mm256_permute2x128_si256(m, m, 1));
+    m = _mm256_max_epu32(m, _mm256_shuffle_epi32(m, 0x4E));
+    m = _mm256_max_epu32(m, _mm256_shuffle_epi32(m, 0xB1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm256_castsi256_si128(m)));
+}
+
+/* Quantises 32 inputs of row r: fills its scale and sums, and returns its eight lanes of quants. */
+static __m256i block_quantise(const float *x, int r, struct tile_block *t)
+{
+    float largest = max_abs(x);
+    /* Below 1e-30 the reciprocal overflows, and the block is zero for all purposes. */
+    bool tiny = largest < 1e-30f;
+    __m256 inverse = _mm256_set1_ps(tiny ? 0 : 127.0f / largest);
+    __m256i v[4];
+    for (int i = 0; i < 4; i++) v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
+    int halves[2];
+    for (int h = 0; h < 2; h++)
+        halves[h] = _mm256_cvtsi256_si32(sum_lanes(_mm256_add_epi32(v[2 * h], v[2 * h + 1])));
+
+    float scale = tiny ? 0 : largest / 127.0f;
+    t->scale[r] = scale;
+    t->sum[r] = scale * (float)(halves[0] + halves[1]);
+    t->half_sum[0][r] = scale * (float)halves[0];
+    t->half_sum[1][r] = scale * (float)halves[1];
+
+    __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* 4 rows of 8 lanes to 8 groups of 4 lanes */
+static void quants_store(const __m256i r[TILE_ROWS], int32_t q[8][TILE_ROWS])
+{
+    __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
+    __m256i c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
+    __m256i g[4] = {_mm256_unpacklo_epi64(a, c), _mm256_unpackhi_epi64(a, c), _mm256_unpacklo_epi64(b, d),
+                    _mm256_unpackhi_epi64(b, d)};
+    for (int i = 0; i < 4; i++) {
+        _mm_store_si128((__m128i *)q[i], _mm256_castsi256_si128(g[i]));
+        _mm_store_si128((__m128i *)q[i + 4], _mm256_extracti128_si256(g[i], 1));
+    }
+}
+
+static void tile_pack(struct tile_block *t, const float *x, size_t x_stride, size_t inputs, int rows)
+{
+    for (size_t k = 0; k < inputs; k += PANEL_BLOCK, t++) {
+        __m256i q[TILE_ROWS];
+        if (rows < TILE_ROWS) memset(t, 0, sizeof *t);
+        for (int r = 0; r < TILE_ROWS; r++)
+            q[r] = r < rows ? block_quantise(x + (size_t)r * x_stride + k, r, t) : _mm256_setzero_si256();
+        quants_store(q, t->q);
+    }
+}
+
+void panel_act_pack(void *dst, const float *x, size_t x_stride, size_t inputs, int rows, int begin, int end)
+{
+    for (int r = begin; r < end; r += TILE_ROWS) {
+        struct tile_block *t = (void *)((uint8_t *)dst + (size_t)(r / TILE_ROWS) * tile_bytes(inputs));
+        int left = rows - r;
+        tile_pack(t, x + (size_t)r * x_stride, x_stride, inputs, left < TILE_ROWS ? left : TILE_ROWS);
+    }
+}
