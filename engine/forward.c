@@ -188,8 +188,8 @@ static enum status cache_alloc(struct forward *f)
     size_t bytes = kv_cache_bytes(f->config.kv_type, s->layers, s->kv_heads, s->head_dim,
                                   f->config.kv_pages);
     if (bytes == SIZE_MAX) return ST_NOMEM;
-    f->cache.k = f->device->ops->alloc(f->device, bytes / 2);
-    f->cache.v = f->device->ops->alloc(f->device, bytes / 2);
+    f->cache.k = f->device->ops->alloc(f->device, bytes);
+    f->cache.v = f->device->ops->alloc(f->device, bytes);
     return f->cache.k && f->cache.v ? ST_OK : ST_NOMEM;
 }
 

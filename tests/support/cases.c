@@ -1,0 +1,137 @@
+#include "tests/support/cases.h"
+
+#include "base/file.h"
+#include "base/json.h"
+#include "base/safetensors.h"
+
+#include <stdarg.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *fixture_path(const char *name)
+{
+    static char path[1024];
+    const char *folder = getenv("MEDLEY_TEST_FIXTURES");
+    snprintf(path, sizeof path, "%s/%s", folder ? folder : "tests/fixtures", name);
+    return path;
+}
+
+static void must(enum status st, const struct error *err)
+{
+    if (st) fail_msg("%s: %s", status_text(st), err->message);
+}
+
+static struct file_map map_fixture(const char *folder, const char *name, const char *file)
+{
+    char part[256];
+    snprintf(part, sizeof part, "%s/%s%s", folder, name, file);
+    struct file_map m;
+    struct error err;
+    must(file_map(fixture_path(part), &m, &err), &err);
+    return m;
+}
+
+static struct adapter_base base_of(const struct model_shape *s)
+{
+    struct adapter_base base = {.layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads,
+                                .head_dim = s->head_dim, .qk_permuted = s->qk_permuted,
+                                .rank_max = LR_RANK_MAX, .experts_max = LR_EXPERTS_MAX};
+    for (int p = 0; p < PROJ_COUNT; p++)
+        model_shape_projection(s, (enum projection)p, &base.d_in[p], &base.d_out[p]);
+    return base;
+}
+
+static const struct lr_adapter *adapter_find(struct case_book *b, const char *name)
+{
+    for (int i = 0; i < b->adapter_count; i++)
+        if (!strcmp(b->adapters[i].name, name)) return &b->adapters[i].packed->lr;
+
+    assert_true(b->adapter_count < CASES_MAX);
+    struct case_adapter *a = &b->adapters[b->adapter_count++];
+    snprintf(a->name, sizeof a->name, "%s", name);
+    struct file_map config = map_fixture("adapters", name, "/adapter_config.json");
+    struct file_map tensors = map_fixture("adapters", name, "/adapter_model.safetensors");
+    struct adapter_base base = base_of(&b->teacher.model->shape);
+    struct adapter_bundle *bundle;
+    struct error err;
+    must(adapter_read(config.data, config.size, tensors.data, tensors.size, &base, &bundle, &err), &err);
+    must(adapter_pack(bundle, b->teacher.model->device, &a->packed, &err), &err);
+    adapter_bundle_free(bundle);
+    file_unmap(&tensors);
+    file_unmap(&config);
+    return &a->packed->lr;
+}
+
+static void case_read(struct case_book *b, const cJSON *json, const struct safetensors *logits)
+{
+    assert_true(b->case_count < CASES_MAX);
+    struct logit_case *c = &b->cases[b->case_count++];
+    const char *name;
+    assert_int_equal(json_get_string(json, "name", &name, NULL), ST_OK);
+    snprintf(c->name, sizeof c->name, "%s", name);
+
+    const cJSON *item;
+    cJSON_ArrayForEach(item, json_get(json, "prompt"))
+    {
+        assert_true(c->count < CASE_TOKENS_MAX);
+        c->tokens[c->count++] = item->valueint;
+    }
+    cJSON_ArrayForEach(item, json_get(json, "set"))
+    {
+        assert_true(c->member_count < CASE_SET_MAX);
+        const char *adapter;
+        double weight;
+        assert_int_equal(json_get_string(item, "adapter", &adapter, NULL), ST_OK);
+        assert_int_equal(json_get_f64(item, "weight", -10, 10, &weight, NULL), ST_OK);
+        c->members[c->member_count++] = (struct lr_member){adapter_find(b, adapter), (float)weight};
+    }
+    /* Where absent they stay 0. */
+    (void)json_get_f64(json, "flip_effect", 0, 1e9, &c->flip_effect, NULL);
+    (void)json_get_f64(json, "router_gap", 0, 1, &c->router_gap, NULL);
+
+    const struct safetensor *t = safetensors_find(logits, c->name);
+    assert_non_null(t);
+    assert_int_equal(t->type, DTYPE_F32);
+    assert_int_equal(t->bytes, (size_t)c->count * b->teacher.model->shape.vocab * sizeof *c->expected);
+    c->expected = malloc(t->bytes);
+    assert_non_null(c->expected);
+    memcpy(c->expected, t->data, t->bytes);
+}
+
+void case_book_open(struct case_book *b, const char *model, struct device *device, enum dtype kv_type)
+{
+    *b = (struct case_book){0};
+    char file[128];
+    struct error err;
+    snprintf(file, sizeof file, "models/%s.gguf", model);
+    must(teacher_open(fixture_path(file), device, CASES_MAX * CASE_TOKENS_MAX, kv_type, &b->teacher, &err), &err);
+
+    struct file_map text = map_fixture("logits", "cases", ".json");
+    struct file_map tensors = map_fixture("logits", model, ".safetensors");
+    struct safetensors *logits;
+    cJSON *json;
+    must(json_parse(text.data, text.size, &json, &err), &err);
+    must(safetensors_parse(tensors.data, tensors.size, &logits, &err), &err);
+    const cJSON *item;
+    cJSON_ArrayForEach(item, json_get(json, "cases"))
+    {
+        const char *of;
+        assert_int_equal(json_get_string(item, "model", &of, NULL), ST_OK);
+        if (!strcmp(of, model)) case_read(b, item, logits);
+    }
+    assert_true(b->case_count > 0);
+    cJSON_Delete(json);
+    safetensors_free(logits);
+    file_unmap(&tensors);
+    file_unmap(&text);
+}
+
+void case_book_close(struct case_book *b)
+{
+    for (int i = 0; i < b->case_count; i++) free(b->cases[i].expected);
+    for (int i = 0; i < b->adapter_count; i++) packed_adapter_free(b->adapters[i].packed);
+    teacher_close(&b->teacher);
+}
