@@ -1,0 +1,77 @@
+/* Who runs in the next step, and with how many rows.
+ *
+ * Pure logic over what it is told of sequences; it touches no device and sends no events.
+ *
+ *  1. Waiting sequences are admitted in order of (priority, arrival) while there is room for a
+ *     running one and free pages for everything it can ever need. The first that does not fit
+ *     makes the others wait: nobody starves.
+ *  2. Every running sequence that has read its prompt gets one row in every step.
+ *  3. The other rows of a step, at most prefill_rows, go to prompts, in equal shares; what one cannot
+ *     use goes to the others. Where there are more prompts than rows they take turns.
+ *  4. Entries of a step are sorted by (set_key, admission), so that rows of one adapter set are
+ *     neighbours and the bare base (key 0) comes first.
+ *  5. Deterministic: the same calls give the same steps. */
+#ifndef ENGINE_SCHEDULER_H
+#define ENGINE_SCHEDULER_H
+
+#include "base/status.h"
+#include "engine/kv.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct scheduler;
+
+/* What the scheduler knows of a sequence; embedded in the owner's struct, which stays put until
+ * scheduler_remove. The first group is set by the owner before scheduler_add. */
+struct sched_seq {
+    int priority;     /* lower first */
+    uint64_t set_key; /* adapter set */
+    int prompt_count; /* >= 1 */
+    int tokens_max;   /* positions it may need in the cache, >= prompt_count */
+
+    /* The scheduler's. */
+    int done;              /* positions in the cache, those of the step being run included */
+    struct kv_table table; /* reserved while running */
+    bool running;
+    uint64_t order;        /* of arrival, then of admission */
+    struct sched_seq *prev, *next;
+};
+
+struct scheduler_config {
+    int running_max, waiting_max;
+    int prefill_rows; /* of prompts in one step */
+    int pages;        /* of the KV cache */
+};
+
+/* One sequence's part of a step: rows at positions first .. first + rows - 1. */
+struct step_entry {
+    struct sched_seq *seq;
+    int first, rows;
+};
+
+/* NULL when there is no memory. */
+struct scheduler *scheduler_new(const struct scheduler_config *config);
+/* All sequences must have been removed. */
+void scheduler_free(struct scheduler *s);
+
+/* ST_FULL: waiting_max already wait. */
+NODISCARD enum status scheduler_add(struct scheduler *s, struct sched_seq *seq);
+/* Moves the first waiting sequence to the running ones and returns it; NULL when there is none or
+ * it has no room yet. */
+struct sched_seq *scheduler_admit(struct scheduler *s);
+/* Forgets a waiting or running sequence and frees its pages. Not between compose and the end of
+ * the step's forward pass. */
+void scheduler_remove(struct scheduler *s, struct sched_seq *seq);
+
+/* Composes the next step and counts its rows as done. Returns the number of entries; the array is
+ * the scheduler's, valid until the next call. */
+int scheduler_compose(struct scheduler *s, const struct step_entry **entries_out);
+
+int scheduler_running(const struct scheduler *s);
+int scheduler_waiting(const struct scheduler *s);
+int scheduler_pages_unused(const struct scheduler *s);
+/* The first running (or waiting) sequence in order of admission (or turn), then its next. */
+struct sched_seq *scheduler_first(const struct scheduler *s, bool running);
+
+#endif
