@@ -138,7 +138,7 @@ void forward_run(struct forward *f, const struct batch *b)
     }
 }
 
-const float *forward_logits(struct forward *f, int count, const int32_t *rows)
+enum status forward_logits(struct forward *f, int count, const int32_t *rows, const float **out)
 {
     CHECK(count > 0 && count <= f->config.logit_rows);
     f->head.count = count;
@@ -146,7 +146,9 @@ const float *forward_logits(struct forward *f, int count, const int32_t *rows)
     f->device->ops->logits(f->device, &f->head);
     size_t bytes = (size_t)count * f->model->shape.vocab * sizeof *f->logits;
     f->device->ops->read(f->device, f->logits_host, f->logits, bytes);
-    return f->logits_host;
+    enum status st = forward_sync(f);
+    if (!st) *out = f->logits_host;
+    return st;
 }
 
 enum status forward_sync(struct forward *f) { return f->device->ops->sync(f->device); }

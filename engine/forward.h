@@ -38,14 +38,15 @@ NODISCARD enum status forward_open(const struct model *m, const struct forward_c
 void forward_close(struct forward *f);
 
 /* Computes the last hidden state of every row and stores keys and values. The batch stays as it is
- * until forward_sync. */
+ * until forward_logits or forward_sync. */
 void forward_run(struct forward *f, const struct batch *b);
 
-/* Logits of count rows of the last run, in host memory that stays valid until the next call:
- * (count, vocab). May be called several times for one run. */
-const float *forward_logits(struct forward *f, int count, const int32_t *rows);
+/* Waits for the run and gives the logits of `count` of its rows, (count, vocab), in host memory that
+ * stays valid until the next call. May be called several times for one run. ST_DEVICE as below. */
+NODISCARD enum status forward_logits(struct forward *f, int count, const int32_t *rows,
+                                     const float **out);
 
-/* Waits for the run. ST_DEVICE if anything since the last sync went wrong. */
+/* Waits for the run. ST_DEVICE if anything since the last wait went wrong. */
 NODISCARD enum status forward_sync(struct forward *f);
 
 #endif

@@ -106,7 +106,9 @@ enum status teacher_run_all(struct teacher *t, const struct lesson *lessons, int
         int wanted = rows_wanted(t, &s, lessons);
         for (int i = 0; i < wanted; i += LOGIT_ROWS) {
             int n = wanted - i < LOGIT_ROWS ? wanted - i : LOGIT_ROWS;
-            const float *logits = forward_logits(t->forward, n, t->rows + i);
+            const float *logits;
+            enum status st = forward_logits(t->forward, n, t->rows + i, &logits);
+            if (st) return st;
             for (int r = 0; r < n; r++) give(&s, t->rows[i + r], logits + (size_t)r * vocab, sink, ctx);
         }
         enum status st = forward_sync(t->forward);
