@@ -3,21 +3,12 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/safetensors.h"
+#include "tests/support/check.h"
+#include "tests/support/fixture.h"
 
-#include <stdarg.h>
-#include <setjmp.h>
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-const char *fixture_path(const char *name)
-{
-    static char path[1024];
-    const char *folder = getenv("MEDLEY_TEST_FIXTURES");
-    snprintf(path, sizeof path, "%s/%s", folder ? folder : "tests/fixtures", name);
-    return path;
-}
 
 static void must(enum status st, const struct error *err)
 {
@@ -26,11 +17,10 @@ static void must(enum status st, const struct error *err)
 
 static struct file_map map_fixture(const char *folder, const char *name, const char *file)
 {
-    char part[256];
-    snprintf(part, sizeof part, "%s/%s%s", folder, name, file);
+    struct test_path part = test_path("%s/%s%s", folder, name, file), path = fixture_path(part.text);
     struct file_map m;
     struct error err;
-    must(file_map(fixture_path(part), &m, &err), &err);
+    must(file_map(path.text, &m, &err), &err);
     return m;
 }
 
@@ -104,10 +94,9 @@ static void case_read(struct case_book *b, const cJSON *json, const struct safet
 void case_book_open(struct case_book *b, const char *model, struct device *device, enum dtype kv_type)
 {
     *b = (struct case_book){0};
-    char file[128];
+    struct test_path file = test_path("models/%s.gguf", model), path = fixture_path(file.text);
     struct error err;
-    snprintf(file, sizeof file, "models/%s.gguf", model);
-    must(teacher_open(fixture_path(file), device, CASES_MAX * CASE_TOKENS_MAX, kv_type, &b->teacher, &err), &err);
+    must(teacher_open(path.text, device, CASES_MAX * CASE_TOKENS_MAX, kv_type, &b->teacher, &err), &err);
 
     struct file_map text = map_fixture("logits", "cases", ".json");
     struct file_map tensors = map_fixture("logits", model, ".safetensors");

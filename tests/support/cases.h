@@ -32,9 +32,6 @@ struct case_book {
     int adapter_count;
 };
 
-/* tests/fixtures/NAME, or the same under $MEDLEY_TEST_FIXTURES. Static memory. */
-const char *fixture_path(const char *name);
-
 /* Opens models/MODEL.gguf, every case of that model, and every adapter they use. Fails the running
  * test where anything is missing. */
 void case_book_open(struct case_book *b, const char *model, struct device *device, enum dtype kv_type);
