@@ -35,8 +35,10 @@ static void read_key(const struct gguf *g, const char *key)
     }
 }
 
-static enum status read_gguf(const uint8_t *data, size_t size, struct error *err)
+static enum status read_gguf(const struct mutate_source *source, const uint8_t *data, size_t size,
+                             struct error *err)
 {
+    (void)source;
     static const char *const keys[] = {"general.architecture",
                                        "a.u8",
                                        "a.f64",

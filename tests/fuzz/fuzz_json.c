@@ -7,8 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static enum status read_json(const uint8_t *data, size_t size, struct error *err)
+static enum status read_json(const struct mutate_source *source, const uint8_t *data, size_t size,
+                             struct error *err)
 {
+    (void)source;
     cJSON *json;
     enum status st = json_parse((const char *)data, size, &json, err);
     if (st) return st;

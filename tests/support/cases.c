@@ -24,16 +24,6 @@ static struct file_map map_fixture(const char *folder, const char *name, const c
     return m;
 }
 
-static struct adapter_base base_of(const struct model_shape *s)
-{
-    struct adapter_base base = {.layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads,
-                                .head_dim = s->head_dim, .qk_permuted = s->qk_permuted,
-                                .rank_max = LR_RANK_MAX, .experts_max = LR_EXPERTS_MAX};
-    for (int p = 0; p < PROJ_COUNT; p++)
-        model_shape_projection(s, (enum projection)p, &base.d_in[p], &base.d_out[p]);
-    return base;
-}
-
 static const struct lr_adapter *adapter_find(struct case_book *b, const char *name)
 {
     for (int i = 0; i < b->adapter_count; i++)
@@ -44,7 +34,7 @@ static const struct lr_adapter *adapter_find(struct case_book *b, const char *na
     snprintf(a->name, sizeof a->name, "%s", name);
     struct file_map config = map_fixture("adapters", name, "/adapter_config.json");
     struct file_map tensors = map_fixture("adapters", name, "/adapter_model.safetensors");
-    struct adapter_base base = base_of(&b->teacher.model->shape);
+    struct adapter_base base = adapter_base_of(&b->teacher.model->shape);
     struct adapter_bundle *bundle;
     struct error err;
     must(adapter_read(config.data, config.size, tensors.data, tensors.size, &base, &bundle, &err), &err);

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #define SEED_DEFAULT      20240215
-#define MUTATIONS_DEFAULT 4000
+#define MUTATIONS_DEFAULT 2000
 
 /* In memory shared with the process that does the work, to outlive its crash. */
 struct progress {
@@ -31,7 +31,7 @@ static void run_one(const struct job *job, uint64_t index)
     size_t size;
     uint8_t *data = mutate_copy(source, &random, &size);
     struct error err = {0};
-    if (!job->target(data, size, &err)) {
+    if (!job->target(source, data, size, &err)) {
         job->progress->accepted++;
     } else {
         job->progress->refused++;
@@ -50,7 +50,7 @@ static int check_sources(const struct job *job)
     for (size_t i = 0; i < job->source_count; i++) {
         struct error err = {0};
         uint8_t *data = mutate_truncate(&job->sources[i], job->sources[i].size);
-        if (job->target(data, job->sources[i].size, &err)) {
+        if (job->target(&job->sources[i], data, job->sources[i].size, &err)) {
             fprintf(stderr, "'%s' is refused as it is: %s\n", job->sources[i].name, err.message);
             failed = 1;
         }

@@ -9,9 +9,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Reads the bytes, walks over all it was given if they are accepted, and frees everything. A refusal
- * must fill err. */
-typedef enum status (*fuzz_target)(const uint8_t *data, size_t size, struct error *err);
+/* Reads the bytes (a mutation of source's), walks over all it was given if they are accepted, and frees
+ * everything. A refusal must fill err. */
+typedef enum status (*fuzz_target)(const struct mutate_source *source, const uint8_t *data, size_t size,
+                                   struct error *err);
 
 /* Usage of every such program: fuzz_x [SEED [MUTATIONS [AT]]]. Mutations are numbered, and number AT
  * of a seed is always the same, so that one that fails can be run alone.

@@ -15,6 +15,7 @@ struct mutate_source {
     size_t head;              /* three of four mutations fall into this many first bytes; 0: no preference */
     const char *const *words; /* pieces of text to put in, for textual formats; may be NULL */
     size_t word_count;
+    const void *context; /* whatever the reader of the bytes needs to know; not looked at here */
 };
 
 /* A malloc'd copy of exactly *size_out bytes (so that a sanitizer sees a read beyond them) with one

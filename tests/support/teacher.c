@@ -38,6 +38,16 @@ void teacher_close(struct teacher *t)
     *t = (struct teacher){0};
 }
 
+struct adapter_base adapter_base_of(const struct model_shape *s)
+{
+    struct adapter_base base = {.layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads,
+                                .head_dim = s->head_dim, .qk_permuted = s->qk_permuted,
+                                .rank_max = LR_RANK_MAX, .experts_max = LR_EXPERTS_MAX};
+    for (int p = 0; p < PROJ_COUNT; p++)
+        model_shape_projection(s, (enum projection)p, &base.d_in[p], &base.d_out[p]);
+    return base;
+}
+
 /* One step's batch, and which rows of it are whose. */
 struct step {
     struct batch batch;

@@ -4,6 +4,7 @@
 #ifndef TESTS_SUPPORT_TEACHER_H
 #define TESTS_SUPPORT_TEACHER_H
 
+#include "adapters/reader.h"
 #include "base/status.h"
 #include "engine/forward.h"
 #include "engine/model.h"
@@ -20,6 +21,9 @@ struct teacher {
 NODISCARD enum status teacher_open(const char *model_path, struct device *device, int tokens_max,
                                    enum dtype kv_type, struct teacher *out, struct error *err);
 void teacher_close(struct teacher *t);
+
+/* What adapters of a model must fit. */
+struct adapter_base adapter_base_of(const struct model_shape *s);
 
 /* Runs tokens [count] from position 0 in chunks of at most `chunk` rows, all of them with the given
  * set (member_count 0: the bare base), and fills logits (count, vocab). */
