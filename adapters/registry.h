@@ -2,11 +2,7 @@
  *
  * A version is immutable and identified by the hash of its files. Publishing changes what the next lease
  * returns, never what a holder sees. Everything survives a restart: metadata in SQLite, files
- * content-addressed under the data folder.
- *
- *   data/medley.db            adapters, versions
- *   data/blobs/ab/abcdef…     adapter files, named by their BLAKE2b hash
- *   data/staging/             uploads in progress; emptied at start
+ * content-addressed under the data folder (see store.h).
  *
  * Thread-safe. Calls marked (blocks) touch disks or pack weights: never call them from the event
  * loop or the engine thread. */
@@ -31,7 +27,7 @@ struct registry_config {
     char base_fingerprint[17];
     size_t resident_bytes;   /* budget for packed adapters; those under lease may exceed it. 0: 1 GiB */
     size_t upload_bytes_max; /* 0: 1 GiB */
-    int lr_width_max;        /* engine's lr_width: an adapter wider than this is refused */
+    int lr_width_max;        /* engine's lr_width: an adapter wider than this is refused. 0: any width */
 };
 
 NODISCARD enum status registry_open(const struct registry_config *config, struct registry **out,
@@ -49,6 +45,7 @@ NODISCARD enum status upload_open(struct registry *r, struct upload **out, struc
 const char *upload_path(const struct upload *u);
 void upload_close(struct upload *u);
 
+/* Copies: what they say may change at once. */
 struct version_info {
     char version[ADAPTER_VERSION_HEX + 1];
     char hash[65];   /* full, hex */
@@ -74,9 +71,12 @@ struct put_result {
     bool unchanged; /* the same bytes as the current version */
     char version[ADAPTER_VERSION_HEX + 1];
 };
-/* Reads, checks, stores, packs and publishes what the upload's folder holds. expected_version: NULL, or the
- * current version the caller saw (ST_CONFLICT if it is another; "" means: the name must be new). The new
- * version is resident on return. (blocks) */
+/* Reads, checks, packs, stores and publishes what the upload's folder holds. expected_version: NULL, or the
+ * current version the caller saw (ST_CONFLICT if it is another; "" means: the name must be new); not asked
+ * for where the bytes are the current version's already, so that a repeated call answers alike. The new
+ * version is resident on return if the budget has room for it alone. (blocks)
+ * ST_INVALID: the name; ST_BAD_FORMAT, ST_REJECTED, ST_UNSUPPORTED, ST_TOO_LARGE: the files. Any failure
+ * leaves everything as it was. */
 NODISCARD enum status registry_put(struct registry *r, const char *tenant, const char *name, struct upload *u,
                                    const char *expected_version, struct put_result *out, struct error *err);
 
@@ -86,8 +86,8 @@ NODISCARD enum status registry_get(struct registry *r, const char *tenant, const
 /* All of a tenant's adapters by name; malloc'd array the caller frees after releasing each. (blocks) */
 NODISCARD enum status registry_list(struct registry *r, const char *tenant, struct adapter_info **out,
                                     size_t *count_out, struct error *err);
-/* Forgets the name and all versions; leases in flight stay valid; blobs no longer named are removed when the
- * last lease on them ends. (blocks) */
+/* Forgets the name and all versions, and removes the files that no other version shares: leases in flight
+ * need them no more and stay valid. (blocks) */
 NODISCARD enum status registry_delete(struct registry *r, const char *tenant, const char *name,
                                       struct error *err);
 

@@ -8,8 +8,9 @@
 
 struct packed_adapter {
     struct lr_adapter lr;
-    size_t bytes;          /* all memory it holds */
-    struct device *device; /* not owned */
+    size_t bytes;                /* all memory it holds */
+    struct device *device;       /* not owned */
+    struct packed_adapter *next; /* for a list of its owner's */
 };
 
 /* All sites or none. Afterwards the bundle and its files are no longer needed.

@@ -52,8 +52,9 @@ void file_unmap(struct file_map *m)
     *m = (struct file_map){0};
 }
 
-static bool write_all(int fd, const char *data, size_t size)
+bool file_write_all(int fd, const void *bytes, size_t size)
 {
+    const char *data = bytes;
     while (size) {
         ssize_t n = write(fd, data, size);
         if (n < 0 && errno == EINTR) continue;
@@ -91,7 +92,7 @@ enum status file_replace(const char *path, const void *data, size_t size, struct
         st = file_error(err, "make a temporary file beside", path);
         goto done;
     }
-    if (!write_all(fd, data, size) || fsync(fd)) st = file_error(err, "write", temporary);
+    if (!file_write_all(fd, data, size) || fsync(fd)) st = file_error(err, "write", temporary);
     if (close(fd) && !st) st = file_error(err, "write", temporary);
     if (!st && rename(temporary, path)) st = file_error(err, "replace", path);
     if (st)

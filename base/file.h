@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 struct file_map {
@@ -21,6 +22,9 @@ NODISCARD enum status file_replace(const char *path, const void *data, size_t si
 
 /* Syncs a finished file, renames it over `to` on the same file system and syncs the folder of `to`. */
 NODISCARD enum status file_move(const char *from, const char *to, struct error *err);
+
+/* Writes all bytes, however many calls that takes. False (errno says why) when it cannot. */
+bool file_write_all(int fd, const void *bytes, size_t size);
 
 /* Makes the names in path's folder durable. */
 NODISCARD enum status file_sync_folder_of(const char *path, struct error *err);

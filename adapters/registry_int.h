@@ -1,0 +1,78 @@
+/* The registry's state, shared by registry.c (names, publishing) and residency.c (leases, memory). */
+#ifndef ADAPTERS_REGISTRY_INT_H
+#define ADAPTERS_REGISTRY_INT_H
+
+#include "adapters/registry.h"
+#include "adapters/store.h"
+#include "adapters/version.h"
+#include "base/file.h"
+
+#include <pthread.h>
+
+/* Lives until no adapter lists it and nobody holds it. */
+struct version {
+    struct version_record record;  /* immutable */
+    struct adapter_view view;      /* immutable while anybody holds the version */
+    struct packed_adapter *packed; /* NULL: not resident */
+    bool loading;                  /* somebody is reading and packing it */
+    bool listed;                   /* by its adapter: not deleted */
+    int holds;                     /* leases, and calls that load it or wait for it */
+    int leases;
+    struct version *more_recent, *less_recent; /* in use, among the resident */
+};
+
+struct named_adapter {
+    char *tenant;
+    char name[ADAPTER_NAME_MAX + 1];
+    struct version **versions; /* oldest first */
+    size_t version_count;
+    struct version *current; /* one of them */
+};
+
+struct registry {
+    struct registry_config config;
+    struct store *store;
+
+    /* Held by one put or delete at a time from its last check to the end; taken before `lock`. */
+    pthread_mutex_t publish;
+
+    /* Guards all that follows. Never held over a disk access, a wait or packing. */
+    pthread_mutex_t lock;
+    pthread_cond_t loaded;           /* a load has ended */
+    struct named_adapter **adapters; /* sorted by tenant, then name */
+    size_t adapter_count, adapter_capacity;
+    struct version *most_recent, *least_recent; /* all resident versions, by last use */
+    size_t resident_count, resident_bytes, lease_count;
+    uint64_t loads, evictions;
+
+    /* Frees what nobody holds any more, so that a release on the engine's thread does not. */
+    pthread_t janitor;
+    pthread_cond_t retire;
+    struct packed_adapter *retired;
+    bool closing;
+};
+
+/* --- registry.c; the caller holds `lock` --- */
+
+/* NULL where there is none. */
+struct named_adapter *registry_find(struct registry *r, const char *tenant, const char *name);
+
+/* --- residency.c --- */
+
+NODISCARD enum status residency_open(struct registry *r, struct error *err);
+void residency_close(struct registry *r); /* frees all that was retired */
+
+/* Checks and packs an adapter's files. */
+NODISCARD enum status registry_pack(struct registry *r, const struct file_map *config,
+                                    const struct file_map *tensors, struct version_record *info,
+                                    struct packed_adapter **out, struct error *err);
+
+/* The caller holds `lock` in the following. Makes a version resident with `packed`, which is
+ * moved, unless it already is; then evicts over the budget. */
+void version_install(struct registry *r, struct version *v, struct packed_adapter *packed);
+/* Its adapter lists it no more. Frees it once nobody holds it. */
+void version_unlist(struct registry *r, struct version *v);
+/* Puts packed weights (NULL is fine) on the janitor's list. */
+void packed_retire(struct registry *r, struct packed_adapter *packed);
+
+#endif

@@ -1,0 +1,54 @@
+#include "tests/support/temp_folder.h"
+
+#include "base/status.h"
+
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+void temp_folder_make(struct temp_folder *t)
+{
+    const char *root = getenv("TMPDIR");
+    snprintf(t->path, sizeof t->path, "%s/medley-test-XXXXXX", root && *root ? root : "/tmp");
+    CHECK(mkdtemp(t->path));
+}
+
+static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *where)
+{
+    (void)info, (void)type, (void)where;
+    return remove(path);
+}
+
+void temp_folder_remove(struct temp_folder *t)
+{
+    CHECK(nftw(t->path, remove_entry, 16, FTW_DEPTH | FTW_PHYS) == 0);
+}
+
+const char *path_in(const char *folder, const char *name)
+{
+    static _Thread_local char buffers[4][512];
+    static _Thread_local unsigned next;
+    char *path = buffers[next++ % 4];
+    CHECK(snprintf(path, sizeof buffers[0], "%s/%s", folder, name) < (int)sizeof buffers[0]);
+    return path;
+}
+
+void file_write(const char *folder, const char *name, const void *data, size_t size)
+{
+    FILE *f = fopen(path_in(folder, name), "wb");
+    CHECK(f && fwrite(data, 1, size, f) == size && fclose(f) == 0);
+}
+
+bool file_exists(const char *folder, const char *name) { return access(path_in(folder, name), F_OK) == 0; }
+
+int file_count(const char *folder)
+{
+    int count = 0;
+    char command[600];
+    snprintf(command, sizeof command, "find '%s' -type f | wc -l", folder);
+    FILE *f = popen(command, "r");
+    CHECK(f && fscanf(f, "%d", &count) == 1);
+    pclose(f);
+    return count;
+}
