@@ -34,7 +34,7 @@ const cJSON *json_get(const cJSON *obj, const char *key);
  * replaced by U+FFFD. */
 struct strbuf;
 void json_write_string(struct strbuf *out, const char *s, size_t n);
-/* Appends a number so that it reads back equal, in as few digits as that takes: as a double, or as a
+/* Appends a number so that it reads back equal, without digits it can do without: as a double, or as a
  * float where v is the value of one. NaN and infinities become null. */
 void json_write_f64(struct strbuf *out, double v);
 

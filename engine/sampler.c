@@ -359,7 +359,7 @@ static int32_t nucleus_draw(const struct sampling *r, struct sampler_scratch *sc
         if (w[i] >= r->min_p) mass[weight_bucket(w[i])] += (double)w[i];
     for (size_t b = 0; b < WEIGHT_BUCKETS; b++) total += mass[b];
     size_t bucket = WEIGHT_BUCKETS;
-    while (bucket > 0 && kept < (double)r->top_p * total) kept += mass[--bucket];
+    while (bucket > 0 && (kept == 0 || kept < (double)r->top_p * total)) kept += mass[--bucket];
 
     size_t n = 0;
     for (size_t i = 0; i < scratch->vocab; i++)

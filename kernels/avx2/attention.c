@@ -21,12 +21,13 @@ struct kv_view {
     const int32_t *pages;
     size_t page_bytes;
     size_t head_dim;
+    int page_count;
 };
 
 struct block {
-    int first; /* token */
-    int count; /* tokens any query of the chunk sees */
-    bool more; /* blocks after this one: fetch them ahead */
+    int first;  /* token */
+    int count;  /* tokens any query of the chunk sees */
+    bool fetch; /* this block's values and the next one's keys on the way: the first chunk does */
 };
 
 /* QUERIES or fewer, which share each key and value they load. */
@@ -45,8 +46,9 @@ INLINE __m256 kv_load(bool half, const char *row, size_t i)
 
 static void page_fetch(const char *base, const struct kv_view *kv, int page, size_t row_bytes)
 {
+    if (page >= kv->page_count) return;
     const char *p = base + (size_t)kv->pages[page] * kv->page_bytes;
-    for (size_t i = 0; i < KV_PAGE_TOKENS * row_bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
+    for (size_t i = 0; i < KV_PAGE_TOKENS * row_bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
 }
 
 /* How many keys or vectors of values go with n queries, so that about eight sums are under way. */
@@ -140,7 +142,7 @@ INLINE void chunk_step(bool half, int n, const struct kv_view *kv, const struct 
     float s[QUERIES][BLOCK_TOKENS], factor[QUERIES];
     for (int t = 0; t < b->count; t += KV_PAGE_TOKENS) {
         int page = (b->first + t) / KV_PAGE_TOKENS;
-        if (b->more) page_fetch(kv->k, kv, page + BLOCK_PAGES, row);
+        if (b->fetch) page_fetch(kv->v, kv, page, row);
         page_scores(half, n, c, kv->k + (size_t)kv->pages[page] * kv->page_bytes, kv->head_dim, s, t);
     }
     for (int i = 0; i < n; i++) {
@@ -148,8 +150,8 @@ INLINE void chunk_step(bool half, int n, const struct kv_view *kv, const struct 
         factor[i] =
             weights_make(s[i], seen < b->count ? seen : b->count, b->count, scale, c->max[i], c->sum[i]);
     }
-    for (int t = 0; b->more && t < b->count; t += KV_PAGE_TOKENS)
-        page_fetch(kv->v, kv, (b->first + t) / KV_PAGE_TOKENS + BLOCK_PAGES, row);
+    for (int i = 0; b->fetch && i < BLOCK_PAGES; i++)
+        page_fetch(kv->k, kv, b->first / KV_PAGE_TOKENS + BLOCK_PAGES + i, row);
     const size_t width = (size_t)width_of(n) * 8;
     size_t d = 0;
     for (; d + width <= kv->head_dim; d += width) values_add(half, n, width_of(n), kv, c, b, d, s, factor);
@@ -210,7 +212,7 @@ static void block_attend(const struct queries *a, const struct kv_view *kv, enum
         int left = c.length[n - 1] - b.first;
         b.count = left < BLOCK_TOKENS ? left : BLOCK_TOKENS;
         chunk_fns[type == DTYPE_F16][n](kv, &c, &b, scale);
-        b.more = false; /* once is enough */
+        b.fetch = false;
     }
 }
 
@@ -228,7 +230,10 @@ static void attention(const float *q, size_t q_stride, float *y, size_t y_stride
     int count = row_count * group, total = first_position + row_count;
     struct queries a = {q,     y,     q_stride,       y_stride, head_dim,
                         count, group, first_position, scratch,  scratch + count};
-    struct kv_view kv = {k, v, pages, page_stride * dtype_block_bytes(type), head_dim};
+    size_t elem = dtype_block_bytes(type);
+    int page_count = (total + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    struct kv_view kv = {k, v, pages, page_stride * elem, head_dim, page_count};
+    for (int i = 0; i < BLOCK_PAGES; i++) page_fetch(kv.k, &kv, i, head_dim * elem);
     for (int i = 0; i < count; i++) {
         a.max[i] = -INFINITY;
         a.sum[i] = 0;
@@ -236,7 +241,7 @@ static void attention(const float *q, size_t q_stride, float *y, size_t y_stride
         for (size_t d = 0; d < head_dim; d += 8) _mm256_storeu_ps(out + d, _mm256_setzero_ps());
     }
     for (int t = 0; t < total; t += BLOCK_TOKENS)
-        block_attend(&a, &kv, type, scale, (struct block){t, 0, t + 2 * BLOCK_TOKENS <= total});
+        block_attend(&a, &kv, type, scale, (struct block){t, 0, true});
     for (int i = 0; i < count; i++) {
         __m256 f = _mm256_set1_ps(1.0f / a.sum[i]);
         float *out = query_output(&a, i);

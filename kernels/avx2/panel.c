@@ -18,7 +18,7 @@ static struct panel_format format_of(enum dtype type)
 
 /* One block of one output, as the file has it. */
 struct quant_block {
-    uint8_t q[PANEL_BLOCK]; /* unsigned */
+    uint8_t q[PANEL_BLOCK]; /* unsigned; two's complement if of 8 bits */
     uint16_t d, min;        /* f16: scale and minimum, or the super-block's, the latter negated */
     uint8_t scale[2];       /* of a super-block format: scale and min, or one scale for each half */
 };
@@ -53,7 +53,7 @@ static void q5_read(const uint8_t *b, bool min, struct quant_block *u)
 static void q8_0_read(const uint8_t *b, struct quant_block *u)
 {
     u->d = load_u16(b);
-    for (int i = 0; i < 32; i++) u->q[i] = b[2 + i] ^ 0x80;
+    memcpy(u->q, b + 2, 32);
 }
 
 /* Sub-block j of a Q4_K or Q5_K super-block; the formulas are those of base/dtype.c's decoder. */
@@ -163,7 +163,8 @@ void panel_weight_pack(void *dst, const struct matrix *m, size_t begin, size_t e
 
 size_t panel_act_bytes(int rows, size_t inputs)
 {
-    return (size_t)(rows + TILE_ROWS - 1) / TILE_ROWS * tile_bytes(inputs);
+    size_t bytes = (size_t)(rows + TILE_ROWS - 1) / TILE_ROWS * tile_bytes(inputs);
+    return size_round_up(bytes, MEMORY_ALIGN);
 }
 
 static __m256i sum_lanes(__m256i v) /* in every lane */
@@ -202,7 +203,8 @@ static __m256i block_quantise(const float *x, int r, struct tile_block *t)
 
     float scale = tiny ? 0 : largest / 127.0f;
     t->scale[r] = scale;
-    t->sum[r] = scale * (float)(halves[0] + halves[1]);
+    t->total[r] = halves[0] + halves[1];
+    t->sum[r] = scale * (float)t->total[r];
     t->half_sum[0][r] = scale * (float)halves[0];
     t->half_sum[1][r] = scale * (float)halves[1];
 

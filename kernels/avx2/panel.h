@@ -1,10 +1,10 @@
 /* How quantised weights and activations lie in memory for the int8 products.
  *
  * A panel is PANEL_OUTPUTS consecutive outputs. Its inputs go in blocks of PANEL_BLOCK, the run of inputs
- * that shares a scale: one block holds the scales of the 16 outputs, then their quants, stored unsigned, so
- * that a 32-bit lane holds four consecutive inputs of one output. One 64-byte line is such a group of all
- * outputs: two vectors of 8 lanes for AVX2, one of 16 for AVX-512. A panel takes the file's bytes but for
- * padding: Q4_1 20 a block and output, Q8_0 34, Q4_K 18.5.
+ * that shares a scale: one block holds the scales of the 16 outputs, then their quants (8-bit ones signed,
+ * all others unsigned), four consecutive inputs of an output in a 32-bit lane. One 64-byte line is such a
+ * group of all outputs: two vectors of 8 lanes for AVX2, one of 16 for AVX-512. A panel takes about the
+ * file's bytes: Q4_1 20 a block and output, Q8_0 34, Q4_K 18.5.
  *
  *   head   [super]   f16 d[16]; [min] f16 -dmin[16]        once every PANEL_SUPER blocks
  *   block  scales    plain:  f16 d[16]; [min] f16 m[16]
@@ -40,14 +40,14 @@ struct panel_format {
 };
 
 /* type, then the fields above */
-#define PANEL_FORMATS(X)     \
-    X(Q4_0, 4, 8, 0, 0, 0)   \
-    X(Q4_1, 4, 0, 1, 0, 0)   \
-    X(Q5_0, 5, 16, 0, 0, 0)  \
-    X(Q5_1, 5, 0, 1, 0, 0)   \
-    X(Q8_0, 8, 128, 0, 0, 0) \
-    X(Q4_K, 4, 0, 1, 1, 0)   \
-    X(Q5_K, 5, 0, 1, 1, 0)   \
+#define PANEL_FORMATS(X)    \
+    X(Q4_0, 4, 8, 0, 0, 0)  \
+    X(Q4_1, 4, 0, 1, 0, 0)  \
+    X(Q5_0, 5, 16, 0, 0, 0) \
+    X(Q5_1, 5, 0, 1, 0, 0)  \
+    X(Q8_0, 8, 0, 0, 0, 0)  \
+    X(Q4_K, 4, 0, 1, 1, 0)  \
+    X(Q5_K, 5, 0, 1, 1, 0)  \
     X(Q6_K, 6, 32, 0, 1, 1)
 
 #define X(type, bits, offset, min, super, halves) \
@@ -76,12 +76,13 @@ static inline size_t panel_bytes(struct panel_format f, size_t inputs)
     return blocks * panel_block_bytes(f) + blocks / panel_super_blocks(f) * panel_head_bytes(f);
 }
 
-/* One block of a tile. Sums are of the quants, times the scale. */
+/* One block of a tile. */
 struct tile_block {
     int32_t q[PANEL_BLOCK / 4][TILE_ROWS]; /* four int8 each */
+    int32_t total[TILE_ROWS];              /* of the quants */
     float scale[TILE_ROWS];
-    float sum[TILE_ROWS];
-    float half_sum[2][TILE_ROWS]; /* of inputs 0..15 and 16..31 */
+    float sum[TILE_ROWS];         /* scale * total */
+    float half_sum[2][TILE_ROWS]; /* the same of inputs 0..15 and of 16..31 */
 };
 
 static inline size_t tile_bytes(size_t inputs) { return inputs / PANEL_BLOCK * sizeof(struct tile_block); }

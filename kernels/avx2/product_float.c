@@ -19,7 +19,7 @@
 #define UNROLL        _Pragma("GCC unroll 8")
 #define PANEL_OUTPUTS 16
 #define VECTORS       2
-#define TILE_ROWS     6
+#define TILE_ROWS     4
 #define PANELS_MAX    4 /* at once, so that few rows still have enough sums under way */
 
 static size_t padded(size_t inputs) { return inputs + inputs % 2; }
@@ -120,24 +120,22 @@ typedef void tile_fn(const uint8_t *w, const float *t, size_t inputs,
     {                                                                                     \
         multiply_tile(DTYPE_##type, rows, panels, w, t, inputs, y);                       \
     }
-#define TILE_FNS(type)                                                                                  \
-    TILE_FN(type, 1, 1)                                                                                 \
-    TILE_FN(type, 2, 1) TILE_FN(type, 3, 1) TILE_FN(type, 4, 1) TILE_FN(type, 5, 1) TILE_FN(type, 6, 1) \
-        TILE_FN(type, 1, 4) TILE_FN(type, 2, 2) TILE_FN(type, 3, 2)
+#define TILE_FNS(type)  \
+    TILE_FN(type, 1, 1) \
+    TILE_FN(type, 2, 1) \
+    TILE_FN(type, 3, 1) TILE_FN(type, 4, 1) TILE_FN(type, 1, 4) TILE_FN(type, 2, 2) TILE_FN(type, 3, 2)
 TILE_FNS(F32)
 TILE_FNS(F16)
 TILE_FNS(BF16)
 
 /* How many panels go together for a number of rows, and by which function. */
-static const int panels_together[TILE_ROWS + 1] = {0, 4, 2, 2, 1, 1, 1};
+static const int panels_together[TILE_ROWS + 1] = {0, 4, 2, 2, 1};
 #define TILE_ROW(type)                          \
     [DTYPE_##type] = {{0},                      \
                       {type##_1_1, type##_1_4}, \
                       {type##_2_1, type##_2_2}, \
                       {type##_3_1, type##_3_2}, \
-                      {type##_4_1, type##_4_1}, \
-                      {type##_5_1, type##_5_1}, \
-                      {type##_6_1, type##_6_1}}
+                      {type##_4_1, type##_4_1}}
 static tile_fn *const tile_fns[DTYPE_COUNT][TILE_ROWS + 1][2] = {TILE_ROW(F32), TILE_ROW(F16),
                                                                  TILE_ROW(BF16)};
 

@@ -2,8 +2,8 @@
  *
  * vpmaddubsw multiplies unsigned quants by signed activations and adds pairs in 16 bits. A sum of
  * several groups still fits: 8 groups of 4-bit quants (8 * 2 * 15 * 127 = 30480), 4 of 5-bit
- * ones (31496), 2 of 6-bit ones (32004). 8-bit quants would saturate with one, so they are
- * multiplied as two nibbles. Integer sums are exact; per block and output the fp32 sum takes
+ * ones (31496), 2 of 6-bit ones (32004), and one of |8-bit| ones (32512). Integer sums are
+ * exact; per block and output the fp32 sum takes
  *
  *     y = fma(min, sum, y);  y = fma(dot, scale_w * scale_x, y)
  *
@@ -19,11 +19,10 @@
 
 INLINE __m256i load(const void *p) { return _mm256_load_si256(p); }
 
-/* Group g of vector v, one quant a byte. */
+/* Group g of vector v, one quant a byte; bits below 8. */
 INLINE __m256i quants_load(int bits, const uint8_t *q, int g, int v)
 {
     q += v * 32;
-    if (bits == 8) return load(q + g * 64);
     __m256i w = load(q + g % 4 * 64);
     if (g >= 4) w = _mm256_srli_epi16(w, 4);
     w = _mm256_and_si256(w, _mm256_set1_epi8(15));
@@ -35,12 +34,17 @@ INLINE __m256i quants_load(int bits, const uint8_t *q, int g, int v)
     return _mm256_or_si256(w, _mm256_and_si256(high, _mm256_set1_epi8(bits == 5 ? 0x10 : 0x30)));
 }
 
+/* Keeps a sum where it stands. Without this gcc takes the additions of a block for one big sum,
+ * makes all products first and spills them: half the speed. */
+INLINE __m256i in_order(__m256i sum)
+{
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 INLINE __m256i add16(bool first, __m256i sum, __m256i v)
 {
-    __m256i s = first ? v : _mm256_add_epi16(sum, v);
-    /* Without this gcc sees one big sum, makes all products first and spills them: half the speed. */
-    __asm__("" : "+x"(s));
-    return s;
+    return in_order(first ? v : _mm256_add_epi16(sum, v));
 }
 
 /* dot[r][v] = sum over groups [g0, g1) of quants times activations; bits below 8 */
@@ -64,34 +68,35 @@ INLINE void block_dot(int bits, int rows, const uint8_t *q, const struct tile_bl
             UNROLL for (int v = 0; v < VECTORS; v++)
             {
                 __m256i s = _mm256_madd_epi16(c[r][v], _mm256_set1_epi16(1));
-                dot[r][v] = g - g0 < limit ? s : _mm256_add_epi32(dot[r][v], s);
+                dot[r][v] = in_order(g - g0 < limit ? s : _mm256_add_epi32(dot[r][v], s));
             }
         }
     }
 }
 
-/* The same for 8-bit quants: low and high nibbles apart, all groups. */
+/* The same for 8-bit quants, which are signed: the sign moves to the activations, and each group is
+ * widened at once, since |w x| of a pair may be 2 * 128 * 127. */
 INLINE void block_dot8(int rows, const uint8_t *q, const struct tile_block *t,
                        __m256i dot[TILE_ROWS][VECTORS])
 {
-    const __m256i mask = _mm256_set1_epi8(15);
-    UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL for (int g = 0; g < 8; g++)
     {
-        __m256i low[TILE_ROWS], high[TILE_ROWS];
-        UNROLL for (int g = 0; g < 8; g++)
+        __m256i w[VECTORS], size[VECTORS];
+        UNROLL for (int v = 0; v < VECTORS; v++)
         {
-            __m256i w = quants_load(8, q, g, v);
-            __m256i w0 = _mm256_and_si256(w, mask), w1 = _mm256_and_si256(_mm256_srli_epi16(w, 4), mask);
-            UNROLL for (int r = 0; r < rows; r++)
+            w[v] = load(q + g * 64 + v * 32);
+            size[v] = _mm256_abs_epi8(w[v]);
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            __m256i x = _mm256_set1_epi32(t->q[g][r]);
+            UNROLL for (int v = 0; v < VECTORS; v++)
             {
-                __m256i x = _mm256_set1_epi32(t->q[g][r]);
-                low[r] = add16(g == 0, low[r], _mm256_maddubs_epi16(w0, x));
-                high[r] = add16(g == 0, high[r], _mm256_maddubs_epi16(w1, x));
+                __m256i pairs = _mm256_maddubs_epi16(size[v], _mm256_sign_epi8(x, w[v]));
+                __m256i s = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                dot[r][v] = in_order(g == 0 ? s : _mm256_add_epi32(dot[r][v], s));
             }
         }
-        UNROLL for (int r = 0; r < rows; r++) dot[r][v] =
-            _mm256_add_epi32(_mm256_madd_epi16(low[r], _mm256_set1_epi16(1)),
-                             _mm256_madd_epi16(high[r], _mm256_set1_epi16(16)));
     }
 }
 
@@ -144,7 +149,7 @@ INLINE void block_multiply(struct panel_format f, int rows, const uint8_t *head,
             UNROLL for (int r = 0; r < rows; r++)
             {
                 __m256 s = _mm256_mul_ps(scale, _mm256_set1_ps(t->scale[r]));
-                y[r][v] = _mm256_fmadd_ps(min, _mm256_set1_ps(sum[r]), y[r][v]);
+                if (f.min || f.offset) y[r][v] = _mm256_fmadd_ps(min, _mm256_set1_ps(sum[r]), y[r][v]);
                 y[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r][v]), s, y[r][v]);
             }
         }
@@ -153,7 +158,7 @@ INLINE void block_multiply(struct panel_format f, int rows, const uint8_t *head,
 
 /* What a call fetches while it works: its share of the panel that follows. */
 struct ahead {
-    const uint8_t *next;
+    const uint8_t *next, *end;
     size_t lines; /* a block */
 };
 
@@ -218,6 +223,7 @@ static void panel_times_rows(panel_fn *const fns[], const uint8_t *w, const uint
                 for (size_t o = 0; o < outputs; o++) to[(size_t)i * y_stride + o] = whole[i][o];
         }
         ahead.next += ahead.lines * 64 * (inputs / PANEL_BLOCK);
+        if (ahead.next >= ahead.end) ahead.lines = 0;
     }
 }
 
@@ -246,7 +252,7 @@ static void multiply(const void *w, enum dtype type, const void *act, size_t inp
         size_t calls = (size_t)(n + TILE_ROWS - 1) / TILE_ROWS * (inputs / PANEL_BLOCK);
         for (size_t o = begin; o < end; o += PANEL_OUTPUTS) {
             const uint8_t *panel = (const uint8_t *)w + o / PANEL_OUTPUTS * bytes;
-            struct ahead ahead = {panel + bytes, 0};
+            struct ahead ahead = {panel + bytes, panel + 2 * bytes, 0};
             if (o + PANEL_OUTPUTS < outputs) ahead.lines = (bytes / 64 + calls - 1) / calls;
             panel_times_rows(panel_fns[type], panel,
                              (const uint8_t *)act + (size_t)(r / TILE_ROWS) * tile_bytes(inputs), inputs, n,

@@ -1,6 +1,7 @@
 #include "tests/kernels/check.h"
 
 #include "base/memory.h"
+#include "tests/support/random.h"
 
 #include <math.h>
 #include <signal.h>
@@ -17,7 +18,7 @@ static struct {
     char name[256];
     bool failed;
     int passed_count, failed_count;
-    uint64_t random;
+    struct test_random random;
     struct { void *map; size_t bytes; } buffer[BUFFERS_MAX];
     size_t buffer_count;
 } state;
@@ -83,23 +84,9 @@ void *check_buffer(size_t bytes, size_t align)
 
 void *check_copy(const void *p, size_t bytes, size_t align) { return memcpy(check_buffer(bytes, align), p, bytes); }
 
-void check_seed(uint64_t seed) { state.random = seed * 2 + 1; }
-
-/* Steele, Lea and Flood's SplitMix64. */
-uint64_t check_random(void)
-{
-    uint64_t z = state.random += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
-size_t check_below(size_t n) { return (size_t)(check_random() % n); }
-
-float check_uniform(float low, float high)
-{
-    return low + (high - low) * ((float)(check_random() >> 40) * (1.0f / (1 << 24)));
-}
+void check_seed(uint64_t seed) { state.random.state = seed; }
+size_t check_below(size_t n) { return (size_t)random_below(&state.random, n); }
+float check_uniform(float low, float high) { return random_f32(&state.random, low, high); }
 
 float check_normal(void)
 {
@@ -126,7 +113,7 @@ static void fill_blocks(enum dtype type, uint8_t *dst, size_t n, float scale)
     int first, second;
     scale_offsets(type, &first, &second);
     for (size_t b = 0; b < n / dtype_block_elems(type); b++, dst += bytes) {
-        for (size_t i = 0; i < bytes; i++) dst[i] = (uint8_t)check_random();
+        random_bytes(&state.random, dst, bytes);
         uint16_t d = f32_to_f16(check_uniform(-scale, scale) / 16), m = f32_to_f16(check_uniform(-scale, scale));
         if (check_below(16) == 0) d = 0;
         memcpy(dst + first, &d, 2);

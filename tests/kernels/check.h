@@ -34,7 +34,6 @@ static inline float *check_floats(size_t n) { return check_buffer(n * sizeof(flo
 void *check_copy(const void *p, size_t bytes, size_t align);
 
 void check_seed(uint64_t seed);
-uint64_t check_random(void);
 size_t check_below(size_t n);
 float check_uniform(float low, float high);
 float check_normal(void);
