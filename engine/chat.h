@@ -1,8 +1,11 @@
 /* Messages to a prompt, by the chat template families known here.
  *
- * Templates in model files are Jinja programs. They are recognised, not run: the text of the template is matched
- * to a family whose rendering is written in C and checked against the real Jinja output. An unknown
- * template is ST_UNSUPPORTED with a message that names the known families. */
+ * Templates in model files are Jinja programs. They are recognised, not run: a template that is, but for
+ * its layout and its default system text, one of the published ones that chat_forms.c lists is rendered
+ * by that one's form, which is checked against the real Jinja output. Any other is ST_UNSUPPORTED
+ * with a message that names the known families and the template's fingerprint: likeness is no proof.
+ * Where a template would drop a message in silence, or write it where the model was not trained to see
+ * one, rendering refuses instead. */
 #ifndef ENGINE_CHAT_H
 #define ENGINE_CHAT_H
 
@@ -22,20 +25,25 @@ struct chat_message {
     const char *content; /* NUL-terminated UTF-8, no NUL inside */
 };
 
+struct chat_form;
+
 struct chat_template {
     enum chat_family family;
+    const struct chat_form *form; /* how this one renders; static */
     char *default_system; /* owned; the system text the template inserts when none is given, or NULL */
 };
 void chat_template_release(struct chat_template *t);
 
-/* source: the template's text, or the bare name of a family ("chatml"). */
+/* source: the template's text, or the bare name of a family: chatml, llama-2, llama-3, mistral, gemma,
+ * phi-3 or zephyr. */
 NODISCARD enum status chat_template_recognise(const char *source, size_t n,
                                               struct chat_template *out, struct error *err);
 
 struct chat_options {
     bool add_generation_prompt;  /* end with the opening of an assistant turn */
     bool continue_final_message; /* leave the last message open; excludes add_generation_prompt */
-    const char *bos, *eos;       /* text of those tokens, for families that write them */
+    const char *bos, *eos;       /* text of those tokens, for families that write them; NULL: none */
+    const char *today;           /* "26 Jul 2024", for Llama 3.2, which writes it; NULL: today's in UTC */
 };
 /* Appends the prompt, to be tokenized with TOKENIZE_PARSE_SPECIAL and without TOKENIZE_ADD_SPECIAL
  * (the rendering writes its own bos, where the family has one).
