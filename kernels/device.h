@@ -156,6 +156,7 @@ struct device_ops {
     void (*read)(struct device *d, void *dst_host, const void *src, size_t bytes);
     enum status (*sync)(struct device *d); /* ST_DEVICE if any op since the last sync failed */
 
+    /* May be called again, between steps. ST_INVALID beyond what the backend can do at all. */
     enum status (*reserve)(struct device *d, const struct device_limits *limits);
 
     enum status (*weight_pack)(struct device *d, const struct matrix *m, struct weight **out);

@@ -17,6 +17,8 @@
 /* The widest panel of any product, and the widest chunk of columns. */
 #define CPU_PANEL_MAX  64
 #define CPU_COLUMNS_MAX 512
+/* Rows of a step, whatever is asked for: sums of rows and tiles stay far from overflow. */
+#define CPU_ROWS_MAX 65536
 /* Query rows one attention call takes. */
 #define CPU_ATTENTION_ROWS 16
 

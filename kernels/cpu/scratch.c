@@ -70,7 +70,8 @@ void cpu_scratch_release(struct cpu_device *d)
 enum status cpu_reserve(struct device *device, const struct device_limits *limits)
 {
     struct cpu_device *d = cpu_device_of(device);
-    if (limits->rows < 1 || limits->cols < 1 || limits->lr_width < 0) return ST_INVALID;
+    if (limits->rows < 1 || limits->rows > CPU_ROWS_MAX || limits->cols < 1 || limits->lr_width < 0)
+        return ST_INVALID;
 
     struct carver measure = {0};
     struct cpu_scratch s = {0};
