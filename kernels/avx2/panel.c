@@ -244,3 +244,52 @@ void panel_act_pack(void *dst, const float *x, size_t x_stride, size_t inputs, i
         tile_pack(t, x + (size_t)r * x_stride, x_stride, inputs, left < TILE_ROWS ? left : TILE_ROWS);
     }
 }
+
+/* ---- the product's order of work ---- */
+
+/* One panel times the tiles of rows [0, rows). A last panel may have fewer outputs than its layout. */
+static void panel_times_rows(panel_fn *const fns[], const uint8_t *w, const uint8_t *act, size_t inputs,
+                             int rows, size_t outputs, struct panel_ahead ahead, float *y, size_t y_stride)
+{
+    for (int r = 0; r < rows; r += TILE_ROWS, act += tile_bytes(inputs)) {
+        int n = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
+        float *to = y + (size_t)r * y_stride;
+        if (outputs >= PANEL_OUTPUTS) {
+            fns[n](w, (const void *)act, inputs, ahead, to, y_stride);
+        } else {
+            float whole[TILE_ROWS][PANEL_OUTPUTS];
+            fns[n](w, (const void *)act, inputs, ahead, whole[0], PANEL_OUTPUTS);
+            for (int i = 0; i < n; i++)
+                for (size_t o = 0; o < outputs; o++) to[(size_t)i * y_stride + o] = whole[i][o];
+        }
+        ahead.next += ahead.lines * 64 * (inputs / PANEL_BLOCK);
+        if (ahead.next >= ahead.end) ahead.lines = 0;
+    }
+}
+
+/* Rows whose tiles stay in L2 while panels pass. */
+static int rows_at_once(size_t inputs)
+{
+    size_t tiles = (256u << 10) / tile_bytes(inputs);
+    return (int)(tiles ? tiles : 1) * TILE_ROWS;
+}
+
+void panel_multiply(panel_fn *const fns[TILE_ROWS + 1], const void *w, enum dtype type, const void *act,
+                    size_t inputs, size_t outputs, int rows, size_t begin, size_t end, float *y,
+                    size_t y_stride)
+{
+    struct panel_format f = format_of(type);
+    size_t bytes = panel_bytes(f, inputs);
+    int group = rows_at_once(inputs);
+    for (int r = 0; r < rows; r += group) {
+        int n = rows - r < group ? rows - r : group;
+        size_t calls = (size_t)(n + TILE_ROWS - 1) / TILE_ROWS * (inputs / PANEL_BLOCK);
+        for (size_t o = begin; o < end; o += PANEL_OUTPUTS) {
+            const uint8_t *panel = (const uint8_t *)w + o / PANEL_OUTPUTS * bytes;
+            struct panel_ahead ahead = {panel + bytes, panel + 2 * bytes, 0};
+            if (o + PANEL_OUTPUTS < outputs) ahead.lines = (bytes / 64 + calls - 1) / calls;
+            panel_times_rows(fns, panel, (const uint8_t *)act + (size_t)(r / TILE_ROWS) * tile_bytes(inputs),
+                             inputs, n, end - o, ahead, y + (size_t)r * y_stride + (o - begin), y_stride);
+        }
+    }
+}

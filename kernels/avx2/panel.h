@@ -87,6 +87,26 @@ struct tile_block {
 
 static inline size_t tile_bytes(size_t inputs) { return inputs / PANEL_BLOCK * sizeof(struct tile_block); }
 
+/* What a call fetches while it works: its share of the panel that follows. */
+struct panel_ahead {
+    const uint8_t *next, *end;
+    size_t lines; /* a block */
+};
+
+static inline void panel_ahead_fetch(struct panel_ahead *a)
+{
+    for (size_t i = 0; i < a->lines; i++, a->next += 64) __builtin_prefetch(a->next, 0, 2);
+}
+
+/* One panel times one tile: y[row][output], stride y_stride. */
+typedef void panel_fn(const uint8_t *w, const struct tile_block *t, size_t inputs, struct panel_ahead ahead,
+                      float *y, size_t y_stride);
+
+/* The product by fns[rows of a tile]; the rest is as for `multiply` of struct cpu_product. */
+void panel_multiply(panel_fn *const fns[TILE_ROWS + 1], const void *w, enum dtype type, const void *act,
+                    size_t inputs, size_t outputs, int rows, size_t begin, size_t end, float *y,
+                    size_t y_stride);
+
 /* The parts of struct cpu_product that AVX2 and AVX-512 share. */
 size_t panel_weight_bytes(enum dtype type, size_t outputs, size_t inputs);
 void panel_weight_pack(void *dst, const struct matrix *m, size_t begin, size_t end);

@@ -156,20 +156,9 @@ INLINE void block_multiply(struct panel_format f, int rows, const uint8_t *head,
     }
 }
 
-/* What a call fetches while it works: its share of the panel that follows. */
-struct ahead {
-    const uint8_t *next, *end;
-    size_t lines; /* a block */
-};
-
-INLINE void ahead_fetch(struct ahead *a)
-{
-    for (size_t i = 0; i < a->lines; i++, a->next += 64) _mm_prefetch((const char *)a->next, _MM_HINT_T1);
-}
-
 /* One panel times one tile. */
-INLINE void panel_multiply(struct panel_format f, int rows, const uint8_t *w, const struct tile_block *t,
-                           size_t inputs, struct ahead ahead, float *y, size_t y_stride)
+INLINE void panel_times_tile(struct panel_format f, int rows, const uint8_t *w, const struct tile_block *t,
+                             size_t inputs, struct panel_ahead ahead, float *y, size_t y_stride)
 {
     __m256 sums[TILE_ROWS][VECTORS];
     UNROLL for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
@@ -177,7 +166,7 @@ INLINE void panel_multiply(struct panel_format f, int rows, const uint8_t *w, co
         const uint8_t *head = w;
         w += panel_head_bytes(f);
         for (size_t b = 0; b < panel_super_blocks(f); b++, t++, w += panel_block_bytes(f)) {
-            ahead_fetch(&ahead);
+            panel_ahead_fetch(&ahead);
             block_multiply(f, rows, head, w, t, sums);
         }
     }
@@ -188,14 +177,11 @@ INLINE void panel_multiply(struct panel_format f, int rows, const uint8_t *w, co
     }
 }
 
-typedef void panel_fn(const uint8_t *w, const struct tile_block *t, size_t inputs, struct ahead ahead,
-                      float *y, size_t y_stride);
-
 #define PANEL_FN(type, rows)                                                               \
     static void type##_##rows(const uint8_t *w, const struct tile_block *t, size_t inputs, \
-                              struct ahead ahead, float *y, size_t y_stride)               \
+                              struct panel_ahead ahead, float *y, size_t y_stride)         \
     {                                                                                      \
-        panel_multiply(PANEL_##type, rows, w, t, inputs, ahead, y, y_stride);              \
+        panel_times_tile(PANEL_##type, rows, w, t, inputs, ahead, y, y_stride);            \
     }
 #define X(type, ...) PANEL_FN(type, 1) PANEL_FN(type, 2) PANEL_FN(type, 3) PANEL_FN(type, 4)
 PANEL_FORMATS(X)
@@ -207,58 +193,10 @@ static panel_fn *const panel_fns[DTYPE_COUNT][TILE_ROWS + 1] = {
 #undef X
 };
 
-/* One panel times the tiles of rows [0, rows). A last panel may have fewer outputs than its layout. */
-static void panel_times_rows(panel_fn *const fns[], const uint8_t *w, const uint8_t *act, size_t inputs,
-                             int rows, size_t outputs, struct ahead ahead, float *y, size_t y_stride)
-{
-    for (int r = 0; r < rows; r += TILE_ROWS, act += tile_bytes(inputs)) {
-        int n = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
-        float *to = y + (size_t)r * y_stride;
-        if (outputs >= PANEL_OUTPUTS) {
-            fns[n](w, (const void *)act, inputs, ahead, to, y_stride);
-        } else {
-            float whole[TILE_ROWS][PANEL_OUTPUTS];
-            fns[n](w, (const void *)act, inputs, ahead, whole[0], PANEL_OUTPUTS);
-            for (int i = 0; i < n; i++)
-                for (size_t o = 0; o < outputs; o++) to[(size_t)i * y_stride + o] = whole[i][o];
-        }
-        ahead.next += ahead.lines * 64 * (inputs / PANEL_BLOCK);
-        if (ahead.next >= ahead.end) ahead.lines = 0;
-    }
-}
-
-/* Rows whose tiles stay in L2 while panels pass. */
-static int rows_at_once(size_t inputs)
-{
-    size_t tiles = (256u << 10) / tile_bytes(inputs);
-    return (int)(tiles ? tiles : 1) * TILE_ROWS;
-}
-
 static void multiply(const void *w, enum dtype type, const void *act, size_t inputs, size_t outputs, int rows,
                      size_t begin, size_t end, float *y, size_t y_stride)
 {
-    struct panel_format f = {0};
-    switch (type) {
-#define X(name, ...) \
-    case DTYPE_##name: f = PANEL_##name; break;
-        PANEL_FORMATS(X)
-#undef X
-    default: break;
-    }
-    size_t bytes = panel_bytes(f, inputs);
-    int group = rows_at_once(inputs);
-    for (int r = 0; r < rows; r += group) {
-        int n = rows - r < group ? rows - r : group;
-        size_t calls = (size_t)(n + TILE_ROWS - 1) / TILE_ROWS * (inputs / PANEL_BLOCK);
-        for (size_t o = begin; o < end; o += PANEL_OUTPUTS) {
-            const uint8_t *panel = (const uint8_t *)w + o / PANEL_OUTPUTS * bytes;
-            struct ahead ahead = {panel + bytes, panel + 2 * bytes, 0};
-            if (o + PANEL_OUTPUTS < outputs) ahead.lines = (bytes / 64 + calls - 1) / calls;
-            panel_times_rows(panel_fns[type], panel,
-                             (const uint8_t *)act + (size_t)(r / TILE_ROWS) * tile_bytes(inputs), inputs, n,
-                             end - o, ahead, y + (size_t)r * y_stride + (o - begin), y_stride);
-        }
-    }
+    panel_multiply(panel_fns[type], w, type, act, inputs, outputs, rows, begin, end, y, y_stride);
 }
 
 static const struct cpu_product product = {

@@ -25,12 +25,17 @@ enum status cpu_level_parse(const char *name, enum cpu_level *out)
 enum cpu_level cpu_level_supported(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? CPU_AVX2 : CPU_REFERENCE;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return CPU_REFERENCE;
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                  __builtin_cpu_supports("avx512vnni");
+    return avx512 ? CPU_AVX512 : CPU_AVX2;
 }
 
 void cpu_level_kernels(enum cpu_level level, struct cpu_kernels *out)
 {
     switch (level) {
+    case CPU_AVX512: cpu_kernels_avx512(out); break;
     case CPU_AVX2: cpu_kernels_avx2(out); break;
     default: cpu_kernels_reference(out); break;
     }
