@@ -14,7 +14,7 @@ CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 B := build$(if $(SAN),/san-$(SAN))$(if $(DEBUG),/debug)
 
 DEPENDENCIES := libmicrohttpd libuv libcjson sqlite3 libsodium libarchive libpcre2-8
-CPPFLAGS := -I. -D_GNU_SOURCE -DMEDLEY_VERSION='"$(shell cat VERSION)"' $(shell pkg-config --cflags $(DEPENDENCIES) 2>/dev/null)
+CPPFLAGS := -I. -D_GNU_SOURCE -DMEDLEY_VERSION='"$(shell cat VERSION)"' $(if $(SAN),-DSANITIZED) $(shell pkg-config --cflags $(DEPENDENCIES) 2>/dev/null)
 CFLAGS := -std=c11 -g $(if $(DEBUG),-O0,-O3) -fno-math-errno -ffp-contract=off -pthread \
 	-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla \
 	-Wno-missing-field-initializers $(if $(WERROR),-Werror) \
@@ -34,6 +34,7 @@ OBJECTS := $(SOURCES:%.c=$(B)/%.o)
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 KERNEL_TEST_OBJECTS := $(patsubst %.c,$(B)/%.o,$(wildcard tests/kernels/*.c))
 FUZZERS := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
+BENCHES := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/bench_*.c))
 # An archive, so that a test links only the helpers it uses and what those need.
 TEST_HELPERS := $(if $(wildcard tests/support/*.c),$(B)/libsupport.a)
 HAVE_MAIN := $(wildcard server/main.c)
@@ -42,7 +43,7 @@ HAVE_KERNEL_TESTS := $(if $(KERNEL_TEST_OBJECTS),$(B)/tests/kernels/checkkernels
 .DEFAULT_GOAL := all
 .PHONY: all tests serve test bench packages packages-test python model format help clean FORCE
 all: $(if $(HAVE_MAIN),$(B)/medley)
-tests: all $(UNIT_TESTS) $(HAVE_KERNEL_TESTS) $(FUZZERS)
+tests: all $(UNIT_TESTS) $(HAVE_KERNEL_TESTS) $(FUZZERS) $(BENCHES)
 
 $(B)/medley: $(B)/server/main.o $(B)/libmedley.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -59,6 +60,9 @@ $(B)/tests/unit/%: $(B)/tests/unit/%.o $(TEST_HELPERS) $(B)/libmedley.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
 $(B)/tests/fuzz/%: $(B)/tests/fuzz/%.o $(TEST_HELPERS) $(B)/libmedley.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(B)/tests/bench/%: $(B)/tests/bench/%.o $(B)/libmedley.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # The AVX-512 table once more, its intrinsics emulated, so that any machine can check it.
@@ -98,6 +102,17 @@ test: packages-test
 	@$(PARALLEL) SAN=undefined tests
 	@$(PARALLEL) SAN=thread tests
 	@build/venv/bin/python tests/run.py
+
+# The peer is built from source, for this machine.
+BENCH_ARGS ?=
+bench: packages
+	@$(MAKE) --no-print-directory model build/venv-bench/.ready
+	@$(PARALLEL) $(B)/tests/bench/bench_engine
+	@build/venv-bench/bin/python tests/bench/bench.py $(BENCH_ARGS)
+build/venv-bench/.ready: tests/bench/requirements.txt
+	python3 -m venv build/venv-bench
+	CMAKE_ARGS=-DGGML_NATIVE=on build/venv-bench/bin/pip install -q -r tests/bench/requirements.txt
+	@touch $@
 
 packages:
 	@$(if $(SKIP_PACKAGES),,deploy/install-packages.sh run)

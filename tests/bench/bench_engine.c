@@ -19,8 +19,8 @@
 #include <time.h>
 
 #define SEQUENCES_MAX 32
-#define ADAPTERS_MAX 8
-#define PROMPT_MAX 1024
+#define ADAPTERS_MAX  8
+#define PROMPT_MAX    1024
 
 static double now(void)
 {
@@ -75,8 +75,18 @@ static const struct lr_site *make_site(struct device *d, const struct kind *k, s
     }
     void *router = k->rule == GATE_NONE ? NULL : random_matrix((size_t)k->experts * d_in);
     struct lr_site_source source = {
-        .experts = k->experts, .rank = k->rank, .top_k = k->top_k, .d_in = d_in, .d_out = d_out, .rule = k->rule,
-        .temperature = 1, .type = DTYPE_BF16, .router_type = DTYPE_BF16, .router = router, .a = a, .b = b,
+        .experts = k->experts,
+        .rank = k->rank,
+        .top_k = k->top_k,
+        .d_in = d_in,
+        .d_out = d_out,
+        .rule = k->rule,
+        .temperature = 1,
+        .type = DTYPE_BF16,
+        .router_type = DTYPE_BF16,
+        .router = router,
+        .a = a,
+        .b = b,
         .scale = scale,
     };
     struct lr_site *site;
@@ -101,8 +111,8 @@ static struct lr_adapter *make_adapter(struct device *d, const struct model_shap
         model_shape_projection(s, (enum projection)(i % PROJ_COUNT), &d_in, &d_out);
         sites[i] = make_site(d, k, d_in, d_out);
     }
-    *adapter = (struct lr_adapter){.width = (size_t)(3 * k->experts * (k->rank + 1)), .layers = s->layers,
-                                   .sites = sites};
+    *adapter = (struct lr_adapter){
+        .width = (size_t)(3 * k->experts * (k->rank + 1)), .layers = s->layers, .sites = sites};
     return adapter;
 }
 
@@ -163,10 +173,17 @@ static void submit_all(struct bench *b, const struct job *j, struct run *run)
         for (int t = 0; t < j->length; t++) prompt[t] = 1000 + (i * 131 + t * 37) % 20000;
         struct lr_member member;
         struct engine_request request = {
-            .prompt = prompt, .prompt_count = (size_t)j->length,
-            .sampling = {.top_p = 1, .repetition_penalty = 1, .max_tokens = j->tokens, .ignore_eos = true,
-                         .skip_special = true, .logprobs = -1, .prompt_logprobs = -1},
-            .on_event = on_event, .ctx = &run->sequences[i],
+            .prompt = prompt,
+            .prompt_count = (size_t)j->length,
+            .sampling = {.top_p = 1,
+                         .repetition_penalty = 1,
+                         .max_tokens = j->tokens,
+                         .ignore_eos = true,
+                         .skip_special = true,
+                         .logprobs = -1,
+                         .prompt_logprobs = -1},
+            .on_event = on_event,
+            .ctx = &run->sequences[i],
         };
         if (j->kind >= 0) {
             member = member_of(b, j, i);
@@ -304,8 +321,11 @@ int main(int argc, char **argv)
     struct bench b = {.threads = atoi(argv[2])};
     struct cpu_device_config device = {.level = CPU_LEVEL_BEST, .threads = b.threads};
     if (cpu_device_open(&device, &b.device, &err)) stop("device", &err);
-    struct engine_config config = {.model_path = argv[1], .device = b.device, .max_batch = SEQUENCES_MAX,
-                                   .prefill_chunk = 512, .kv_type = DTYPE_F16};
+    struct engine_config config = {.model_path = argv[1],
+                                   .device = b.device,
+                                   .max_batch = SEQUENCES_MAX,
+                                   .prefill_chunk = 512,
+                                   .kv_type = DTYPE_F16};
     if (engine_open(&config, &b.engine, &err)) stop("engine", &err);
     printf("%s\n", b.device->name);
     fflush(stdout);

@@ -6,8 +6,8 @@
 #include "tests/support/teacher.h"
 
 #define CASE_TOKENS_MAX 32
-#define CASE_SET_MAX 4
-#define CASES_MAX 32
+#define CASE_SET_MAX    4
+#define CASES_MAX       32
 
 struct logit_case {
     char name[64];
@@ -16,7 +16,7 @@ struct logit_case {
     struct lr_member members[CASE_SET_MAX];
     int member_count;
     double flip_effect, router_gap; /* see make_adapters.py; 0 where nothing is chosen */
-    float *expected;    /* (count, vocab), owned */
+    float *expected;                /* (count, vocab), owned */
 };
 
 struct case_adapter {

@@ -3,15 +3,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LOGIT_ROWS 64 /* of one forward_logits, so that a large vocabulary needs no more memory than it must */
+#define LOGIT_ROWS \
+    64 /* of one forward_logits, so that a large vocabulary needs no more memory than it must */
 
-enum status teacher_open(const char *model_path, struct device *device, int tokens_max,
-                         enum dtype kv_type, struct teacher *out, struct error *err)
+enum status teacher_open(const char *model_path, struct device *device, int tokens_max, enum dtype kv_type,
+                         struct teacher *out, struct error *err)
 {
     struct teacher t = {.tokens_max = tokens_max};
     int pages = (tokens_max + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-    struct forward_config config = {.rows = tokens_max, .logit_rows = LOGIT_ROWS, .lr_width = 4096,
-                                    .kv_type = kv_type, .kv_pages = pages};
+    struct forward_config config = {.rows = tokens_max,
+                                    .logit_rows = LOGIT_ROWS,
+                                    .lr_width = 4096,
+                                    .kv_type = kv_type,
+                                    .kv_pages = pages};
     t.pages = malloc((size_t)pages * sizeof *t.pages);
     t.rows = malloc((size_t)tokens_max * sizeof *t.rows);
     t.tokens = malloc((size_t)tokens_max * sizeof *t.tokens);
@@ -40,9 +44,13 @@ void teacher_close(struct teacher *t)
 
 struct adapter_base adapter_base_of(const struct model_shape *s)
 {
-    struct adapter_base base = {.layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads,
-                                .head_dim = s->head_dim, .qk_permuted = s->qk_permuted,
-                                .rank_max = LR_RANK_MAX, .experts_max = LR_EXPERTS_MAX};
+    struct adapter_base base = {.layers = s->layers,
+                                .heads = s->heads,
+                                .kv_heads = s->kv_heads,
+                                .head_dim = s->head_dim,
+                                .qk_permuted = s->qk_permuted,
+                                .rank_max = LR_RANK_MAX,
+                                .experts_max = LR_EXPERTS_MAX};
     for (int p = 0; p < PROJ_COUNT; p++)
         model_shape_projection(s, (enum projection)p, &base.d_in[p], &base.d_out[p]);
     return base;
@@ -57,8 +65,8 @@ struct step {
 };
 
 /* The lessons' rows at positions [at, at + chunk). */
-static void step_build(struct teacher *t, struct step *s, const struct lesson *lessons, int count,
-                       int at, int chunk)
+static void step_build(struct teacher *t, struct step *s, const struct lesson *lessons, int count, int at,
+                       int chunk)
 {
     struct batch *b = &s->batch;
     *b = (struct batch){.tokens = t->tokens, .seqs = s->seqs, .segments = s->segments};
@@ -73,12 +81,13 @@ static void step_build(struct teacher *t, struct step *s, const struct lesson *l
         int rows = l->count - at < chunk ? l->count - at : chunk;
         memcpy(t->tokens + b->rows, l->tokens + at, (size_t)rows * sizeof *l->tokens);
         s->lesson[b->seq_count] = i;
-        s->seqs[b->seq_count++] = (struct seq_rows){.first_row = b->rows, .row_count = rows,
-                                                    .first_position = at, .pages = own_pages};
+        s->seqs[b->seq_count++] = (struct seq_rows){
+            .first_row = b->rows, .row_count = rows, .first_position = at, .pages = own_pages};
         if (l->member_count > 0)
-            s->segments[b->segment_count++] =
-                (struct lr_segment){.first_row = b->rows, .row_count = rows,
-                                    .member_count = l->member_count, .members = l->members};
+            s->segments[b->segment_count++] = (struct lr_segment){.first_row = b->rows,
+                                                                  .row_count = rows,
+                                                                  .member_count = l->member_count,
+                                                                  .members = l->members};
         b->rows += rows;
     }
 }
@@ -141,8 +150,8 @@ static void copy_logits(void *ctx, int lesson, int position, const float *logits
 enum status teacher_run(struct teacher *t, const int32_t *tokens, int count, int chunk,
                         const struct lr_member *members, int member_count, float *logits)
 {
-    struct lesson lesson = {.tokens = tokens, .count = count, .members = members,
-                            .member_count = member_count};
+    struct lesson lesson = {
+        .tokens = tokens, .count = count, .members = members, .member_count = member_count};
     struct copy copy = {logits, t->model->shape.vocab};
     return teacher_run_all(t, &lesson, 1, chunk, copy_logits, &copy);
 }

@@ -44,7 +44,7 @@ struct lesson {
 typedef void (*teacher_sink)(void *ctx, int lesson, int position, const float *logits);
 
 /* As teacher_run for many prompts at once: each step is a batch of up to `chunk` rows of each. */
-NODISCARD enum status teacher_run_all(struct teacher *t, const struct lesson *lessons, int count,
-                                      int chunk, teacher_sink sink, void *ctx);
+NODISCARD enum status teacher_run_all(struct teacher *t, const struct lesson *lessons, int count, int chunk,
+                                      teacher_sink sink, void *ctx);
 
 #endif

@@ -3,12 +3,12 @@
  * tests/fixtures. */
 #include "tests/support/cases.h"
 
+#include <cmocka.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -52,9 +52,9 @@ static float *run_alone(struct case_book *b, const struct logit_case *c)
 {
     float *logits = malloc(logit_count(b, c) * sizeof *logits);
     assert_non_null(logits);
-    assert_int_equal(teacher_run(&b->teacher, c->tokens, c->count, CASE_TOKENS_MAX, c->members,
-                                 c->member_count, logits),
-                     ST_OK);
+    assert_int_equal(
+        teacher_run(&b->teacher, c->tokens, c->count, CASE_TOKENS_MAX, c->members, c->member_count, logits),
+        ST_OK);
     return logits;
 }
 
@@ -172,16 +172,15 @@ static void check_mixture(enum cpu_level level, int threads, const char *model)
     for (int i = 0; i < b.case_count; i++) {
         const struct logit_case *c = &b.cases[i];
         m.alone[i] = run_alone(&b, c);
-        lessons[i] = (struct lesson){.tokens = c->tokens, .count = c->count, .members = c->members,
-                                     .member_count = c->member_count};
+        lessons[i] = (struct lesson){
+            .tokens = c->tokens, .count = c->count, .members = c->members, .member_count = c->member_count};
         tokens += c->count;
     }
     static const int chunks[] = {1, 3, 16, CASE_TOKENS_MAX};
     for (size_t k = 0; k < sizeof chunks / sizeof *chunks; k++) {
         m.compared = 0;
-        assert_int_equal(teacher_run_all(&b.teacher, lessons, b.case_count, chunks[k],
-                                         compare_with_alone, &m),
-                         ST_OK);
+        assert_int_equal(
+            teacher_run_all(&b.teacher, lessons, b.case_count, chunks[k], compare_with_alone, &m), ST_OK);
         assert_int_equal(m.compared, tokens);
     }
     for (int i = 0; i < b.case_count; i++) free(m.alone[i]);
@@ -200,10 +199,8 @@ static void test_mixed_batch(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_level),
-        cmocka_unit_test(test_half_precision_cache),
-        cmocka_unit_test(test_routing_is_decided),
-        cmocka_unit_test(test_adapters_matter),
+        cmocka_unit_test(test_every_level),        cmocka_unit_test(test_half_precision_cache),
+        cmocka_unit_test(test_routing_is_decided), cmocka_unit_test(test_adapters_matter),
         cmocka_unit_test(test_mixed_batch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
