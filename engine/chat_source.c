@@ -21,6 +21,7 @@ struct source {
     const char *default_system; /* known: leave it out */
     char *found;                /* not known: the first one met; owned */
     bool bad;                   /* not a template, or one with escapes that are not understood */
+    bool failed;                /* out of memory */
     bool last_was_word;         /* a subscript may follow */
 };
 
@@ -57,7 +58,10 @@ static void emit_string(struct source *s, const struct strbuf *value)
     bool turn = value->size > around && has_prefix(value, SYSTEM_OPEN) && has_suffix(value, SYSTEM_CLOSE);
     const char *inner = turn ? value->data + open : value->data;
     size_t inner_size = turn ? value->size - around : value->size;
-    if (turn && !s->default_system && !s->found) s->found = strndup(inner, inner_size);
+    if (turn && !s->default_system && !s->found) {
+        s->found = strndup(inner, inner_size);
+        s->failed = s->failed || !s->found;
+    }
 
     bool known = s->default_system && strlen(s->default_system) == inner_size &&
                  memcmp(s->default_system, inner, inner_size) == 0;
@@ -109,6 +113,7 @@ static bool subscript_read(struct source *s)
     } else {
         s->at = start;
     }
+    s->failed = s->failed || name.failed;
     strbuf_release(&name);
     return ok;
 }
@@ -122,7 +127,7 @@ static void token_read(struct source *s)
         struct strbuf value = {0};
         s->bad = s->bad || !string_read(s, &value);
         emit_string(s, &value);
-        s->bad = s->bad || value.failed;
+        s->failed = s->failed || value.failed;
         strbuf_release(&value);
         s->last_was_word = false;
         return;
@@ -189,7 +194,7 @@ static size_t text_end(const struct source *s, size_t begin, size_t end, char ki
 static void text_flush(struct source *s)
 {
     if (s->pending.size > 0) emit(s, 't', s->pending.data, s->pending.size);
-    s->bad = s->bad || s->pending.failed;
+    s->failed = s->failed || s->pending.failed;
     strbuf_clear(&s->pending);
 }
 
@@ -197,7 +202,7 @@ static void source_read(struct source *s)
 {
     bool dash = false; /* did the last tag end with a '-'? */
     char kind = '\0';  /* of the last tag: % { # */
-    while (!s->bad) {
+    while (!s->bad && !s->failed) {
         if (dash)
             skip_spaces(s);
         else if ((kind == '%' || kind == '#') && at_text(s, s->at, "\n"))
@@ -220,6 +225,7 @@ static void source_read(struct source *s)
         }
     }
     text_flush(s);
+    s->failed = s->failed || s->out.failed;
 }
 
 static uint64_t fingerprint_of(const struct strbuf *b)
@@ -238,10 +244,10 @@ enum status chat_source_fingerprint(const char *source, size_t n, uint64_t *fing
     struct source first = {.text = source, .n = n};
     source_read(&first);
     struct source second = {.text = source, .n = n, .default_system = first.found};
-    if (first.found) source_read(&second);
+    if (first.found && !first.failed) source_read(&second);
 
     const struct source *last = first.found ? &second : &first;
-    enum status st = last->out.failed ? ST_NOMEM : last->bad ? ST_UNSUPPORTED : ST_OK;
+    enum status st = first.failed || second.failed ? ST_NOMEM : last->bad ? ST_UNSUPPORTED : ST_OK;
     if (st == ST_OK) {
         *fingerprint = fingerprint_of(&last->out);
         *default_system = first.found;

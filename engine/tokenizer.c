@@ -46,7 +46,8 @@ enum status tokenizer_open(const struct gguf *g, struct tokenizer **out, struct 
             (int)(model.size < 64 ? model.size : 64), model.data);
 
     struct tokenizer *t = calloc(1, sizeof *t);
-    if (!t) return error_set(err, ST_NOMEM, "tokenizer: out of memory");
+    st = t ? ST_OK : ST_NOMEM;
+    if (st) goto done;
     t->family = bpe ? TOKENIZER_BPE : TOKENIZER_SPM;
     st = vocab_read(t, g, err);
     if (!st && bpe) st = bpe_open(t, g, err);
@@ -55,7 +56,7 @@ enum status tokenizer_open(const struct gguf *g, struct tokenizer **out, struct 
     t = NULL;
 done:
     tokenizer_close(t);
-    return st;
+    return st == ST_NOMEM ? error_set(err, st, "tokenizer: out of memory") : st;
 }
 
 void tokenizer_close(struct tokenizer *t)

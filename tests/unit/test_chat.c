@@ -2,16 +2,12 @@
 #include "engine/chat.h"
 
 #include "base/json.h"
+#include "tests/support/alloc_fail.h"
+#include "tests/support/check.h"
 #include "tests/support/fixture.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 #define MESSAGES_MAX 16
 
@@ -311,15 +307,14 @@ static void test_cut_templates(void **state)
 
 /* --- requests --- */
 
-static void assert_refused(const char *name, const struct chat_message *messages, size_t count,
-                           struct chat_options options, const char *reason)
+static void assert_render_refused(const char *name, const struct chat_message *messages, size_t count,
+                                  struct chat_options options, const char *reason)
 {
     struct chat_template t = recognise(name, strlen(name));
     struct strbuf out = {0};
     struct error err = {0};
     strbuf_puts(&out, "before");
-    assert_int_equal(chat_render(&t, messages, count, &options, &out, &err), ST_INVALID);
-    if (!strstr(err.message, reason)) fail_msg("'%s' does not say '%s'", err.message, reason);
+    assert_refused(chat_render(&t, messages, count, &options, &out, &err), ST_INVALID, err, reason);
     assert_string_equal(out.data, "before");
     strbuf_release(&out);
     chat_template_release(&t);
@@ -331,16 +326,18 @@ static void test_refusals_say_why(void **state)
     const struct chat_message user = {"user", "Hi"}, system = {"system", "Be."}, tool = {"tool", "1"},
                               bot = {"assistant", "?"};
     const struct chat_options none = {0};
-    assert_refused("chatml", &user, 0, none, "there are none");
-    assert_refused("chatml", &tool, 1, none, "message 0: role 'tool'");
-    assert_refused("chatml", &user, 1,
-                   (struct chat_options){.add_generation_prompt = true, .continue_final_message = true},
-                   "exclude each other");
-    assert_refused("gemma", (struct chat_message[]){system, user}, 2, none, "no system messages");
-    assert_refused("llama-2", (struct chat_message[]){user, system}, 2, none, "only as the first");
-    assert_refused("llama-2", (struct chat_message[]){user, user}, 2, none, "message 1: role is 'user'");
-    assert_refused("llama-2", &bot, 1, none, "message 0: role is 'assistant'");
-    assert_refused("llama-2", &system, 1, none, "needs a user message");
+    assert_render_refused("chatml", &user, 0, none, "there are none");
+    assert_render_refused("chatml", &tool, 1, none, "message 0: role 'tool'");
+    assert_render_refused(
+        "chatml", &user, 1,
+        (struct chat_options){.add_generation_prompt = true, .continue_final_message = true},
+        "exclude each other");
+    assert_render_refused("gemma", (struct chat_message[]){system, user}, 2, none, "no system messages");
+    assert_render_refused("llama-2", (struct chat_message[]){user, system}, 2, none, "only as the first");
+    assert_render_refused("llama-2", (struct chat_message[]){user, user}, 2, none,
+                          "message 1: role is 'user'");
+    assert_render_refused("llama-2", &bot, 1, none, "message 0: role is 'assistant'");
+    assert_render_refused("llama-2", &system, 1, none, "needs a user message");
 }
 
 static void test_without_bos_and_eos(void **state)
@@ -372,6 +369,35 @@ static void test_the_date_of_today(void **state)
     chat_template_release(&t);
 }
 
+/* A template and a prompt, of which nothing stays. */
+static enum status render_once(void *ctx)
+{
+    static const struct chat_message messages[] = {{"system", "Be."}, {"user", "Hi"}};
+    const char *source = ctx;
+    struct chat_template t = {0};
+    struct strbuf out = {0};
+    enum status st = chat_template_recognise(source, strlen(source), &t, NULL);
+    if (!st) st = chat_render(&t, messages, 2, &(struct chat_options){0}, &out, NULL);
+    strbuf_release(&out);
+    chat_template_release(&t);
+    return st;
+}
+
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    if (!alloc_fail_available()) skip();
+    static const char *const names[] = {"chatml-qwen2.5", "llama-2-chat", "llama-3.2"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        size_t n;
+        char *source = read_template(names[i], &n);
+        char *text = strndup(source, n);
+        assert_true(alloc_fail_sweep(render_once, text) > 5);
+        free(text);
+        free(source);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -385,6 +411,7 @@ int main(void)
         cmocka_unit_test(test_refusals_say_why),
         cmocka_unit_test(test_without_bos_and_eos),
         cmocka_unit_test(test_the_date_of_today),
+        cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
