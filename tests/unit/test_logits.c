@@ -2,15 +2,10 @@
  * transformers, PEFT, and an independent MoELoRA in PyTorch, all in fp32, on the models of
  * tests/fixtures. */
 #include "tests/support/cases.h"
+#include "tests/support/check.h"
 
-#include <cmocka.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
 static const char *const models[] = {"gqa_tied", "gqa_scaled", "mha_tied", "mha_untied"};
 #define MODEL_COUNT (sizeof models / sizeof *models)
