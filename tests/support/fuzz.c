@@ -10,6 +10,7 @@
 
 #define SEED_DEFAULT      20240215
 #define MUTATIONS_DEFAULT 2000
+#define HANG_SECONDS 300 /* no single mutation takes so long unless it never ends */
 
 /* In memory shared with the process that does the work, to outlive its crash. */
 struct progress {
@@ -69,6 +70,7 @@ static int run_apart(const struct job *job)
         int failed = check_sources(job);
         for (uint64_t i = job->first; i < job->end; i++) {
             job->progress->at = i;
+            alarm(HANG_SECONDS);
             run_one(job, i);
         }
         exit(failed);

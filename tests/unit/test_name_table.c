@@ -28,6 +28,20 @@ static void finds_all_and_only_what_was_added(void **state)
     assert_true(name_table_find(&t, "name.1", 6) == NAME_NONE); /* of an empty table */
 }
 
+/* Longest first, so that each name is a prefix of all that are there before it: where two meet in
+ * one slot, only their lengths tell them apart. */
+static void prefixes_are_other_names(void **state)
+{
+    (void)state;
+    static char name[NAMES];
+    struct name_table t;
+    memset(name, 'a', sizeof name);
+    assert_int_equal(name_table_init(&t, NAMES), ST_OK);
+    for (size_t n = NAMES; n > 0; n--) assert_true(name_table_add(&t, name, n, n));
+    for (size_t n = 1; n <= NAMES; n++) assert_int_equal(name_table_find(&t, name, n), n);
+    name_table_release(&t);
+}
+
 static void tells_duplicates(void **state)
 {
     (void)state;
@@ -60,6 +74,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(finds_all_and_only_what_was_added),
+        cmocka_unit_test(prefixes_are_other_names),
         cmocka_unit_test(tells_duplicates),
         cmocka_unit_test(impossible_capacities_fail),
     };
