@@ -9,13 +9,14 @@
 #include "tests/support/fixture.h"
 #include "tests/support/teacher.h"
 
-#include <cmocka.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#include <cmocka.h>
 
 #define PROMPTS 24
 #ifdef SANITIZED /* which is slow, and there for the memory, not for the numbers */
