@@ -6,15 +6,12 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/safetensors.h"
+#include "tests/support/check.h"
 #include "tests/support/fixture.h"
 #include "tests/support/teacher.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include <stdlib.h>
 
 #include <cmocka.h>
 
