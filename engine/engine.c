@@ -317,7 +317,8 @@ struct requests {
 static struct requests requests_take(struct engine *e)
 {
     pthread_mutex_lock(&e->lock);
-    while (!e->incoming && !e->cancels && !e->closing && scheduler_running(e->scheduler) == 0)
+    bool busy = scheduler_running(e->scheduler) > 0 || scheduler_waiting(e->scheduler) > 0;
+    while (!busy && !e->incoming && !e->cancels && !e->closing)
         pthread_cond_wait(&e->wake, &e->lock);
     struct requests r = {.incoming = e->incoming, .cancels = e->cancels, .closing = e->closing,
                          .failed = e->failed};
