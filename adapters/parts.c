@@ -122,22 +122,22 @@ static int count_kind(const struct part *part, size_t count, enum part_kind kind
     return n;
 }
 
+static enum status half_alone(const struct part *p, struct error *err)
+{
+    return error_set(err, ST_REJECTED, "tensor '%s' has no matching %s", p->name,
+                     p->kind == PART_A ? "B" : "A");
+}
+
+/* Experts 0 to n - 1 must each have both halves. */
 static enum status halves_check(const struct site_parts *s, int b_count, struct error *err)
 {
-    int most = s->experts > b_count ? s->experts : b_count;
-    for (int e = 0; e < most; e++) {
-        const struct part *a = e < s->experts ? &s->a[e] : NULL;
-        const struct part *b = e < b_count ? &s->b[e] : NULL;
-        if (a && a->expert == e && b && b->expert == e) continue;
-        /* The lower expert is the one whose other half is absent. */
-        const struct part *alone = !b || (a && a->expert < b->expert) ? a
-                                   : !a || b->expert < a->expert      ? b
-                                                                      : NULL;
-        if (!alone)
+    for (int e = 0; e < s->experts || e < b_count; e++) {
+        const struct part *a = &s->a[e], *b = &s->b[e];
+        if (e == b_count || (e < s->experts && a->expert < b->expert)) return half_alone(a, err);
+        if (e == s->experts || b->expert < a->expert) return half_alone(b, err);
+        if (a->expert != e)
             return error_set(err, ST_REJECTED, "tensor '%s' is there, but expert %d of that site is missing",
                              a->name, e);
-        return error_set(err, ST_REJECTED, "tensor '%s' has no matching %s", alone->name,
-                         alone->kind == PART_A ? "B" : "A");
     }
     return ST_OK;
 }

@@ -3,6 +3,7 @@
 #include "adapters/package.h"
 #include "adapters/registry_int.h"
 #include "base/log.h"
+#include "base/strbuf.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -357,16 +358,20 @@ enum status registry_put(struct registry *r, const char *tenant, const char *nam
 
 enum status registry_delete(struct registry *r, const char *tenant, const char *name, struct error *err)
 {
+    struct strbuf files = {0};
     pthread_mutex_lock(&r->publish);
-    enum status st = store_delete(r->store, tenant, name, err);
+    enum status st = store_delete(r->store, tenant, name, &files, err);
     if (!st) {
         bool found;
         pthread_mutex_lock(&r->lock);
         size_t i = adapter_index(r, tenant, name, &found);
         if (found) adapter_remove(r, i);
         pthread_mutex_unlock(&r->lock);
+        /* Only now: as long as a lease finds the name, it must find the files. */
+        store_collect(r->store, &files);
     }
     pthread_mutex_unlock(&r->publish);
+    strbuf_release(&files);
     return st;
 }
 

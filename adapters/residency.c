@@ -167,10 +167,15 @@ static enum status blob_map(struct registry *r, const char *hash, struct file_ma
     char actual[HASH_HEX_SIZE];
     char *path = store_blob_path(r->store, hash);
     if (!path) return error_set(err, ST_NOMEM, "out of memory");
-    enum status st = file_map(path, out, err);
+    struct error inner = {0};
+    enum status st = file_map(path, out, &inner);
     if (!st) st = hash_bytes(out->data, out->size, actual);
-    if (!st && strcmp(actual, hash) != 0)
-        st = error_set(err, ST_IO, "the stored file '%s' is damaged: upload the adapter again", path);
+    bool damaged = !st && strcmp(actual, hash) != 0;
+    if (damaged || st == ST_NOT_FOUND)
+        st = error_set(err, ST_IO, "the adapter's stored file %s is %s: upload it again", hash,
+                       damaged ? "damaged" : "missing");
+    else if (st)
+        error_set(err, st, "%s", inner.message);
     free(path);
     return st;
 }

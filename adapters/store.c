@@ -440,15 +440,20 @@ static enum status blobs_of(struct store *s, const char *tenant, const char *nam
     return st;
 }
 
-enum status store_delete(struct store *s, const char *tenant, const char *name, struct error *err)
+enum status store_delete(struct store *s, const char *tenant, const char *name, struct strbuf *files,
+                         struct error *err)
 {
-    struct strbuf blobs = {0};
     pthread_mutex_lock(&s->mutex);
-    enum status st = blobs_of(s, tenant, name, &blobs, err);
-    if (!st && blobs.size == 0) st = error_set(err, ST_NOT_FOUND, "there is no adapter '%s'", name);
+    enum status st = blobs_of(s, tenant, name, files, err);
+    if (!st && files->size == 0) st = error_set(err, ST_NOT_FOUND, "there is no adapter '%s'", name);
     if (!st) st = statement_run(s, STATEMENT_ADAPTER_REMOVE, tenant, name, NULL, err);
-    for (size_t at = 0; !st && at < blobs.size; at += HASH_HEX_SIZE) blob_collect(s, blobs.data + at);
     pthread_mutex_unlock(&s->mutex);
-    strbuf_release(&blobs);
     return st;
+}
+
+void store_collect(struct store *s, const struct strbuf *files)
+{
+    pthread_mutex_lock(&s->mutex);
+    for (size_t at = 0; at < files->size; at += HASH_HEX_SIZE) blob_collect(s, files->data + at);
+    pthread_mutex_unlock(&s->mutex);
 }

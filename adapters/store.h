@@ -7,7 +7,7 @@
  *
  * 1. A version is in the database only after its files are in blobs/, whole and synced: after a crash
  *    at any moment the database is the old one or the new one, and every version it names is complete.
- * 2. A file of blobs/ that no version names is removed: by the deletion that orphaned it, or at open.
+ * 2. A file of blobs/ that no version names is removed: after the deletion that orphaned it, or at open.
  *
  * Thread-safe; calls take turns. */
 #ifndef ADAPTERS_STORE_H
@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 struct store;
+struct strbuf;
 
 /* ST_BUSY: another process has the folder open. ST_UNSUPPORTED: a later program wrote it. */
 NODISCARD enum status store_open(const char *data_dir, struct store **out, struct error *err);
@@ -54,8 +55,12 @@ NODISCARD enum status store_publish(struct store *s, const char *tenant, const c
                                     const struct version_record *v, const char *config_path,
                                     const char *tensors_path, struct error *err);
 
-/* Forgets an adapter with all its versions and removes the files that nobody else names. ST_NOT_FOUND. */
-NODISCARD enum status store_delete(struct store *s, const char *tenant, const char *name, struct error *err);
+/* Forgets an adapter with all its versions, and appends the hashes of their files to `files`, each with
+ * its NUL. ST_NOT_FOUND. */
+NODISCARD enum status store_delete(struct store *s, const char *tenant, const char *name,
+                                   struct strbuf *files, struct error *err);
+/* Removes those of the files that no version names. */
+void store_collect(struct store *s, const struct strbuf *files);
 
 /* A malloc'd path the caller frees; NULL when out of memory. */
 char *store_blob_path(const struct store *s, const char *hash);

@@ -22,7 +22,8 @@ ALLOWED = {
     "engine": ["base/*.h", "kernels/device.h", "kernels/lowrank.h", "adapters/view.h"],
     "api": ["base/*.h"],
     "server": ["base/*.h", "api/*.h", "engine/engine.h", "engine/tokenizer.h", "engine/chat.h",
-               "adapters/reader.h", "adapters/registry.h", "adapters/view.h", "kernels/device.h"],
+               "adapters/inspect.h", "adapters/reader.h", "adapters/registry.h", "adapters/view.h",
+               "kernels/device.h"],
 }
 # One kernel table knows the CPU's table layout and itself, no other table and nothing of the device.
 KERNEL_TABLES = ("reference", "avx2", "avx512")

@@ -1,5 +1,8 @@
 #include "tests/support/adapter_maker.h"
 
+#include "adapters/package.h"
+#include "tests/support/temp_folder.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -119,6 +122,28 @@ void maker_moelora(struct adapter_maker *m, int experts, int rank, unsigned seed
             }
         }
     }
+}
+
+#define CONFIG "{\"peft_type\":\"LORA\",\"lora_alpha\":3,\"target_modules\":[\"q_proj\",\"v_proj\"]}"
+
+enum status maker_put(struct registry *r, const char *tenant, const char *name, int rank, unsigned seed,
+                      const char *expected_version, struct put_result *out, struct error *err)
+{
+    struct adapter_maker m = {0};
+    struct strbuf bytes = {0};
+    struct upload *u = NULL;
+    maker_lora(&m, rank, seed);
+    maker_write(&m, &bytes);
+    enum status st = upload_open(r, &u, err);
+    if (!st) {
+        file_write(upload_path(u), PACKAGE_CONFIG, CONFIG, strlen(CONFIG));
+        file_write(upload_path(u), PACKAGE_TENSORS, bytes.data, bytes.size);
+        st = registry_put(r, tenant, name, u, expected_version, out, err);
+    }
+    upload_close(u);
+    strbuf_release(&bytes);
+    maker_release(&m);
+    return st;
 }
 
 /* --- the device --- */

@@ -2,7 +2,7 @@
 #ifndef TESTS_SUPPORT_ADAPTER_MAKER_H
 #define TESTS_SUPPORT_ADAPTER_MAKER_H
 
-#include "adapters/reader.h"
+#include "adapters/registry.h"
 #include "base/safetensors.h"
 #include "base/strbuf.h"
 #include "kernels/device.h"
@@ -33,6 +33,10 @@ struct adapter_base small_base(void);
 /* q_proj and v_proj of both layers of that model. */
 void maker_lora(struct adapter_maker *m, int rank, unsigned seed);
 void maker_moelora(struct adapter_maker *m, int experts, int rank, unsigned seed);
+
+/* Uploads an adapter of maker_lora. */
+enum status maker_put(struct registry *r, const char *tenant, const char *name, int rank, unsigned seed,
+                      const char *expected_version, struct put_result *out, struct error *err);
 
 /* Packs a site by remembering its shape. */
 struct counting_device {

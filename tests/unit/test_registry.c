@@ -1,18 +1,16 @@
-/* The registry: versions, leases, memory, restarts, crashes, and many threads at once. */
+/* The registry: versions, leases, memory, restarts, and many threads at once. */
 #include "adapters/package.h"
 #include "adapters/registry.h"
 #include "tests/support/adapter_maker.h"
 #include "tests/support/temp_folder.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <sqlite3.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <setjmp.h>
@@ -66,32 +64,11 @@ static int tear_down(void **state)
     return 0;
 }
 
-/* Puts an adapter whose bytes depend on rank and seed. */
-static enum status put_made(struct registry *r, const char *tenant, const char *name, int rank, unsigned seed,
-                            const char *expected, struct put_result *out, struct error *err)
-{
-    struct adapter_maker m = {0};
-    struct strbuf bytes = {0};
-    struct upload *u = NULL;
-    maker_lora(&m, rank, seed);
-    maker_write(&m, &bytes);
-    enum status st = upload_open(r, &u, err);
-    if (!st) {
-        file_write(upload_path(u), PACKAGE_CONFIG, LORA_CONFIG, strlen(LORA_CONFIG));
-        file_write(upload_path(u), PACKAGE_TENSORS, bytes.data, bytes.size);
-        st = registry_put(r, tenant, name, u, expected, out, err);
-    }
-    upload_close(u);
-    strbuf_release(&bytes);
-    maker_release(&m);
-    return st;
-}
-
 static struct put_result put(struct fixture *f, const char *tenant, const char *name, int rank, unsigned seed)
 {
     struct put_result result = {0};
     struct error err = {0};
-    if (put_made(f->registry, tenant, name, rank, seed, NULL, &result, &err)) fail_msg("%s", err.message);
+    if (maker_put(f->registry, tenant, name, rank, seed, NULL, &result, &err)) fail_msg("%s", err.message);
     return result;
 }
 
@@ -162,7 +139,7 @@ static void same_bytes_change_nothing(void **state)
     assert_int_equal(atomic_load(&f->device.packs), SITES);
     /* even with an expectation that no longer holds, so that a repeated call answers alike */
     struct error err = {0};
-    assert_int_equal(put_made(f->registry, "t", "a", 2, 1, "", &again, &err), ST_OK);
+    assert_int_equal(maker_put(f->registry, "t", "a", 2, 1, "", &again, &err), ST_OK);
     assert_true(again.unchanged);
 }
 
@@ -171,14 +148,14 @@ static void compare_and_set(void **state)
     struct fixture *f = *state;
     struct put_result result;
     struct error err = {0};
-    assert_int_equal(put_made(f->registry, "t", "a", 2, 1, "0123456789abcdef", &result, &err), ST_CONFLICT);
-    assert_int_equal(put_made(f->registry, "t", "a", 2, 1, "", &result, &err), ST_OK);
+    assert_int_equal(maker_put(f->registry, "t", "a", 2, 1, "0123456789abcdef", &result, &err), ST_CONFLICT);
+    assert_int_equal(maker_put(f->registry, "t", "a", 2, 1, "", &result, &err), ST_OK);
     char first[ADAPTER_VERSION_HEX + 1];
     memcpy(first, result.version, sizeof first);
-    assert_int_equal(put_made(f->registry, "t", "a", 2, 2, "", &result, &err), ST_CONFLICT);
+    assert_int_equal(maker_put(f->registry, "t", "a", 2, 2, "", &result, &err), ST_CONFLICT);
     assert_non_null(strstr(err.message, first));
-    assert_int_equal(put_made(f->registry, "t", "a", 2, 2, first, &result, &err), ST_OK);
-    assert_int_equal(put_made(f->registry, "t", "a", 2, 3, first, &result, &err), ST_CONFLICT);
+    assert_int_equal(maker_put(f->registry, "t", "a", 2, 2, first, &result, &err), ST_OK);
+    assert_int_equal(maker_put(f->registry, "t", "a", 2, 3, first, &result, &err), ST_CONFLICT);
     assert_int_equal(stats_of(f).versions, 2);
 }
 
@@ -244,7 +221,7 @@ static void names_are_checked(void **state)
     assert_true(adapter_name_valid("Z9._-"));
     struct put_result result;
     struct error err = {0};
-    assert_int_equal(put_made(f->registry, "t", "../a", 2, 1, NULL, &result, &err), ST_INVALID);
+    assert_int_equal(maker_put(f->registry, "t", "../a", 2, 1, NULL, &result, &err), ST_INVALID);
 }
 
 static void listing_is_by_tenant_and_name(void **state)
@@ -391,7 +368,8 @@ static void damaged_files_are_noticed(void **state)
     assert_int_equal(registry_lease(f->registry, "t", "a", NULL, &l, &err), ST_IO);
     assert_non_null(strstr(err.message, "is damaged"));
     unlink(path);
-    assert_int_equal(registry_lease(f->registry, "t", "a", NULL, &l, &err), ST_NOT_FOUND);
+    assert_int_equal(registry_lease(f->registry, "t", "a", NULL, &l, &err), ST_IO);
+    assert_non_null(strstr(err.message, "is missing"));
     assert_int_equal(stats_of(f).leases, 0);
     /* Another adapter's upload of the same bytes mends it. */
     put(f, "t", "c", 2, 1);
@@ -440,14 +418,14 @@ static void a_refused_upload_leaves_nothing(void **state)
     close_registry(f);
     f->config.lr_width_max = 5;
     open_registry(f);
-    assert_int_equal(put_made(f->registry, "t", "a", 2, 1, NULL, &result, &err), ST_REJECTED);
+    assert_int_equal(maker_put(f->registry, "t", "a", 2, 1, NULL, &result, &err), ST_REJECTED);
     assert_non_null(strstr(err.message, "width of 6"));
-    assert_int_equal(put_made(f->registry, "t", "a", 1, 1, NULL, &result, &err), ST_OK);
+    assert_int_equal(maker_put(f->registry, "t", "a", 1, 1, NULL, &result, &err), ST_OK);
     assert_int_equal(registry_delete(f->registry, "t", "a", NULL), ST_OK);
 
     for (int packs = 0; packs < SITES - 1; packs++) {
         atomic_store(&f->device.packs_left, packs);
-        assert_int_equal(put_made(f->registry, "t", "a", 1, 1, NULL, &result, &err), ST_NOMEM);
+        assert_int_equal(maker_put(f->registry, "t", "a", 1, 1, NULL, &result, &err), ST_NOMEM);
         assert_non_null(strstr(err.message, "layer"));
         expect_live_sites(f, 0);
     }
@@ -467,7 +445,7 @@ static void a_failing_disk_leaves_the_old_version(void **state)
     snprintf(aside, sizeof aside, "%s/aside", f->folder.path);
     assert_int_equal(rename(blobs, aside), 0);
     file_write(f->folder.path, "blobs", "", 0); /* a file where the folder was */
-    assert_int_equal(put_made(f->registry, "t", "a", 3, 2, NULL, &result, &err), ST_NOT_FOUND);
+    assert_int_equal(maker_put(f->registry, "t", "a", 3, 2, NULL, &result, &err), ST_NOT_FOUND);
     assert_int_equal(unlink(blobs), 0);
     assert_int_equal(rename(aside, blobs), 0);
     expect_live_sites(f, SITES);
@@ -637,7 +615,7 @@ static void *hammer_publish(void *arg)
             if (st && st != ST_NOT_FOUND) atomic_fetch_add(h->wrong, 1);
         } else {
             int rank = 1 + (int)(next_random(h) % 3);
-            if (put_made(h->f->registry, "t", name, rank, next_random(h) % 3, NULL, &result, NULL))
+            if (maker_put(h->f->registry, "t", name, rank, next_random(h) % 3, NULL, &result, NULL))
                 atomic_fetch_add(h->wrong, 1);
             h->published++;
         }
@@ -686,62 +664,6 @@ static void many_threads_at_once(void **state)
     free(list);
 }
 
-/* --- killed at any moment --- */
-
-/* Publishes and deletes without end; says so once it has begun. */
-_Noreturn static void victim_main(struct fixture *f, int begun_fd)
-{
-    struct put_result result;
-    struct registry *r = NULL;
-    if (registry_open(&f->config, &r, NULL)) _exit(1);
-    for (unsigned i = 0;; i++) {
-        if (i % 4 == 3)
-            (void)!registry_delete(r, "t", "a", NULL);
-        else if (put_made(r, "t", "a", 1 + (int)(i % 3), i % 7, NULL, &result, NULL))
-            _exit(1);
-        if (i == 0 && write(begun_fd, "b", 1) != 1) _exit(1);
-    }
-}
-
-static void kill_in_the_middle(struct fixture *f, unsigned delay_us)
-{
-    int ends[2], how = 0;
-    char begun;
-    assert_int_equal(pipe(ends), 0);
-    pid_t victim = fork();
-    assert_true(victim >= 0);
-    if (victim == 0) victim_main(f, ends[1]);
-    close(ends[1]);
-    assert_int_equal(read(ends[0], &begun, 1), 1);
-    close(ends[0]);
-    usleep(delay_us);
-    kill(victim, SIGKILL);
-    assert_int_equal(waitpid(victim, &how, 0), victim);
-    assert_true(WIFSIGNALED(how)); /* it had not failed by itself */
-}
-
-static void a_crash_leaves_the_old_state_or_the_new(void **state)
-{
-    struct fixture *f = *state;
-    put(f, "t", "keep", 2, 9);
-    close_registry(f);
-    unsigned seed = 1;
-    for (int run = 0; run < 40; run++) {
-        seed = seed * 1664525u + 1013904223u;
-        kill_in_the_middle(f, (seed >> 8) % 30000);
-        open_registry(f);
-        lease_release(lease(f, "t", "keep", NULL));
-        struct adapter_info info;
-        if (registry_get(f->registry, "t", "a", &info, NULL) == ST_OK) {
-            for (int k = 0; k < info.version_count; k++)
-                lease_release(lease(f, "t", "a", info.versions[k].version));
-            adapter_info_release(&info);
-        }
-        assert_int_equal(data_files(f, "staging"), 0);
-        close_registry(f);
-    }
-}
-
 /* --- on the real device --- */
 
 static void the_cpu_device_packs_them(void **state)
@@ -767,7 +689,6 @@ static void the_cpu_device_packs_them(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(a_crash_leaves_the_old_state_or_the_new), /* first: it forks */
         TEST(put_then_lease),
         TEST(same_bytes_change_nothing),
         TEST(compare_and_set),
