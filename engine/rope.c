@@ -48,9 +48,14 @@ static enum status params_read(const struct gguf *g, struct rope_params *p, stru
     double context = metadata_f64(&m, "llama.context_length", 1, 1e9, 1);
     p->original_context =
         metadata_f64(&m, "llama.rope.scaling.original_context_length", 1, 1e9, context);
-    p->attention_factor = metadata_f64(&m, "llama.rope.scaling.attn_factor", 1e-3, 1e3, 1);
+    double yarn = metadata_f64(&m, "llama.rope.scaling.yarn_attn_factor", 1e-3, 1e3, 1);
+    p->attention_factor = metadata_f64(&m, "llama.rope.scaling.attn_factor", 1e-3, 1e3, yarn);
     p->beta_fast = metadata_f64(&m, "llama.rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32);
     p->beta_slow = metadata_f64(&m, "llama.rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1);
+    /* Variants that are not implemented, at the values that mean their absence. */
+    metadata_f64(&m, "llama.rope.scaling.yarn_ext_factor", 1, 1, 1);
+    metadata_f64(&m, "llama.rope.scaling.yarn_log_multiplier", 0, 0, 0);
+    metadata_f64(&m, "llama.rope.scaling.alpha", 0, 0, 0);
     return m.status;
 }
 

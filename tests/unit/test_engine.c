@@ -2,19 +2,15 @@
 #include "engine/engine.h"
 
 #include "tests/support/answer.h"
+#include "tests/support/check.h"
 #include "tests/support/fixture.h"
 #include "tests/support/random.h"
 #include "tests/support/random_adapter.h"
 #include "tests/support/teacher.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 /* A device with an engine on it. */
 struct rig {

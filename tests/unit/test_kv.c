@@ -1,16 +1,11 @@
 #include "engine/kv.h"
 
 #include "kernels/device.h"
+#include "tests/support/check.h"
 #include "tests/support/random.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stddef.h>
 #include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 static void test_pages_needed(void **state)
 {

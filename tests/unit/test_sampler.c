@@ -1,15 +1,11 @@
 #include "engine/sampler.h"
 
+#include "tests/support/check.h"
 #include "tests/support/random.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #define VOCAB 300
 

@@ -1,15 +1,10 @@
 #include "engine/scheduler.h"
 
 #include "kernels/device.h"
+#include "tests/support/check.h"
 #include "tests/support/random.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 static struct scheduler *scheduler_make(int running_max, int waiting_max, int prefill_rows, int pages)
 {

@@ -3,16 +3,12 @@
 #include "base/gguf.h"
 #include "base/strbuf.h"
 #include "base/utf8.h"
+#include "tests/support/check.h"
 #include "tests/support/fixture.h"
 #include "tests/support/random.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 struct vocabulary {
     void *bytes;
