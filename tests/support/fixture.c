@@ -1,7 +1,6 @@
 #include "tests/support/fixture.h"
 
 #include <errno.h>
-#include <ftw.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,23 +85,4 @@ bool test_model_present(void)
 {
     struct test_path path = test_model_path();
     return !access(path.text, R_OK);
-}
-
-struct test_path test_folder_make(void)
-{
-    const char *base = getenv("TMPDIR");
-    struct test_path folder = test_path("%s/medley-test-XXXXXX", base && *base ? base : "/tmp");
-    if (!mkdtemp(folder.text)) stop("make the folder", folder.text);
-    return folder;
-}
-
-static int remove_entry(const char *path, const struct stat *info, int kind, struct FTW *walk)
-{
-    (void)info, (void)kind, (void)walk;
-    return remove(path);
-}
-
-void test_folder_remove(const struct test_path *folder)
-{
-    if (nftw(folder->text, remove_entry, 16, FTW_DEPTH | FTW_PHYS)) stop("remove the folder", folder->text);
 }

@@ -1,4 +1,4 @@
-/* Where tests find their files, and where they may write.
+/* Where tests find their files.
  *
  * Everything here ends the program with a message when it fails: a test without its files has
  * nothing to say. */
@@ -29,9 +29,5 @@ void *fixture_read(const char *name, size_t *size_out);
 struct test_path test_model_path(void);
 /* Whether it is there; a test that needs it skips itself where it is not. */
 bool test_model_present(void);
-
-/* A new empty folder under $TMPDIR or /tmp, and its removal with all it holds. */
-struct test_path test_folder_make(void);
-void test_folder_remove(const struct test_path *folder);
 
 #endif

@@ -42,15 +42,22 @@ void file_write(const char *folder, const char *name, const void *data, size_t s
     CHECK(f && fwrite(data, 1, size, f) == size && fclose(f) == 0);
 }
 
+void file_remove(const char *folder, const char *name) { (void)unlink(path_in(folder, name)); }
+
 bool file_exists(const char *folder, const char *name) { return access(path_in(folder, name), F_OK) == 0; }
+
+static _Thread_local int files_seen;
+
+static int count_entry(const char *path, const struct stat *info, int type, struct FTW *where)
+{
+    (void)path, (void)info, (void)where;
+    files_seen += type == FTW_F;
+    return 0;
+}
 
 int file_count(const char *folder)
 {
-    int count = 0;
-    char command[600];
-    snprintf(command, sizeof command, "find '%s' -type f | wc -l", folder);
-    FILE *f = popen(command, "r");
-    CHECK(f && fscanf(f, "%d", &count) == 1);
-    pclose(f);
-    return count;
+    files_seen = 0;
+    CHECK(nftw(folder, count_entry, 16, FTW_PHYS) == 0);
+    return files_seen;
 }

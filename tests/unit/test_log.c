@@ -1,6 +1,7 @@
 #include "base/log.h"
 #include "tests/support/check.h"
 #include "tests/support/fixture.h"
+#include "tests/support/temp_folder.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -12,9 +13,10 @@
 /* stderr goes to a file while `body` runs; its text, which the caller frees. */
 static char *captured(void (*body)(void))
 {
-    struct test_path folder = test_folder_make();
-    struct test_path file = test_path("%s/log", folder.text);
-    int saved = dup(STDERR_FILENO), fd = open(file.text, O_CREAT | O_WRONLY | O_APPEND, 0600);
+    struct temp_folder folder;
+    temp_folder_make(&folder);
+    const char *file = path_in(folder.path, "log");
+    int saved = dup(STDERR_FILENO), fd = open(file, O_CREAT | O_WRONLY | O_APPEND, 0600);
     assert_true(saved >= 0 && fd >= 0);
     dup2(fd, STDERR_FILENO);
     body();
@@ -22,9 +24,9 @@ static char *captured(void (*body)(void))
     close(saved);
     close(fd);
     size_t size;
-    char *text = test_read_file(file.text, &size);
+    char *text = test_read_file(file, &size);
     text[size] = '\0'; /* test_read_file leaves room for it */
-    test_folder_remove(&folder);
+    temp_folder_remove(&folder);
     return text;
 }
 
