@@ -28,7 +28,8 @@ ISA_AVX512 := $(ISA_AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnn
 ISA_$(B)/kernels/avx2 := $(ISA_AVX2)
 ISA_$(B)/kernels/avx512 := $(ISA_AVX512)
 
-FOLDERS := base kernels kernels/cpu kernels/reference kernels/avx2 kernels/avx512 adapters engine api server
+X86_FOLDERS := $(if $(filter x86_64,$(shell uname -m)),kernels/avx2 kernels/avx512)
+FOLDERS := base kernels kernels/cpu kernels/reference $(X86_FOLDERS) adapters engine api server
 SOURCES := $(filter-out server/main.c,$(wildcard $(FOLDERS:%=%/*.c)))
 OBJECTS := $(SOURCES:%.c=$(B)/%.o)
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
@@ -72,7 +73,7 @@ $(B)/emulated/%.o: %.c $(B)/.flags
 	$(CC) $(CPPFLAGS) $(CFLAGS) -O1 $(ISA_AVX2) -DKERNELS_EMULATE_AVX512 -MMD -MP -c -o $@ $<
 
 $(B)/tests/kernels/checkkernels: $(KERNEL_TEST_OBJECTS) $(TEST_HELPERS) \
-		$(patsubst %.c,$(B)/emulated/%.o,$(wildcard kernels/avx512/*.c)) $(B)/libmedley.a
+		$(patsubst %.c,$(B)/emulated/%.o,$(if $(X86_FOLDERS),$(wildcard kernels/avx512/*.c))) $(B)/libmedley.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(B)/%.o: %.c $(B)/.flags

@@ -100,13 +100,13 @@ struct rmsnorm_args {
 /* Rotates q and k in place by position, then writes k and v into the cache. */
 struct rope_kv_args {
     int rows, heads, layer;
-    float *q;               /* (rows, heads * head_dim) */
-    float *k;               /* (rows, kv_heads * head_dim) */
-    const float *v;         /* (rows, kv_heads * head_dim) */
-    size_t rope_dims;       /* even, <= head_dim; the rest of a head is not rotated */
-    const float *inv_freq;  /* (rope_dims / 2), host memory: radians per position of each pair */
-    float magnitude;        /* multiplies cos and sin (YaRN's attention factor; 1 otherwise) */
-    bool adjacent_pairs;    /* pairs (2i, 2i+1), as GGUF's llama; else (i, i + rope_dims/2) */
+    float *q;              /* (rows, heads * head_dim) */
+    float *k;              /* (rows, kv_heads * head_dim) */
+    const float *v;        /* (rows, kv_heads * head_dim) */
+    size_t rope_dims;      /* even, <= head_dim; the rest of a head is not rotated */
+    const float *inv_freq; /* (rope_dims / 2), host memory: radians per position of each pair */
+    float magnitude;       /* multiplies cos and sin (YaRN's attention factor; 1 otherwise) */
+    bool adjacent_pairs;   /* pairs (2i, 2i+1), as GGUF's llama; else (i, i + rope_dims/2) */
     int seq_count;
     const struct seq_rows *seqs; /* cover all rows */
     struct kv_cache *cache;
@@ -138,10 +138,10 @@ struct logits_args {
 
 /* Largest sizes any later op will have. */
 struct device_limits {
-    int rows;        /* in a step */
-    size_t cols;     /* of any activation */
-    int lr_width;    /* of any set: the sum of its members' lr_adapter.width. A wider one is the
-                        caller's mistake (CHECK): refuse it when the request comes */
+    int rows;     /* in a step */
+    size_t cols;  /* of any activation */
+    int lr_width; /* of any set: the sum of its members' lr_adapter.width. A wider one is the
+                     caller's mistake (CHECK): refuse it when the request comes */
 };
 
 struct device;
@@ -161,8 +161,7 @@ struct device_ops {
 
     enum status (*weight_pack)(struct device *d, const struct matrix *m, struct weight **out);
     void (*weight_free)(struct device *d, struct weight *w);
-    enum status (*lr_site_pack)(struct device *d, const struct lr_site_source *src,
-                                struct lr_site **out);
+    enum status (*lr_site_pack)(struct device *d, const struct lr_site_source *src, struct lr_site **out);
     void (*lr_site_free)(struct device *d, struct lr_site *s);
 
     /* y (count, cols of table) = rows `id` of table, decoded exactly. id is host memory, in range. */

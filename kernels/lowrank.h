@@ -32,7 +32,7 @@ enum gate_rule {
 };
 
 #define LR_EXPERTS_MAX 256
-#define LR_RANK_MAX 1024 /* of one expert */
+#define LR_RANK_MAX    1024 /* of one expert */
 
 /* What a reader hands over for packing: row-major matrices of one dtype (F32, F16 or BF16),
  * not necessarily aligned. */
@@ -40,13 +40,13 @@ struct lr_site_source {
     int experts, rank, top_k; /* top_k in 1..experts; ignored by rules without k */
     size_t d_in, d_out;
     enum gate_rule rule;
-    float temperature;      /* > 0 */
-    enum dtype type;        /* of a and b */
+    float temperature; /* > 0 */
+    enum dtype type;   /* of a and b */
     enum dtype router_type;
-    const void *router;     /* (experts, d_in), or NULL with GATE_NONE */
-    const void *const *a;   /* [experts] of (rank, d_in) */
-    const void *const *b;   /* [experts] of (d_out, rank) */
-    const float *scale;     /* [experts]: alpha/rank or alpha/sqrt(rank) */
+    const void *router;   /* (experts, d_in), or NULL with GATE_NONE */
+    const void *const *a; /* [experts] of (rank, d_in) */
+    const void *const *b; /* [experts] of (d_out, rank) */
+    const float *scale;   /* [experts]: alpha/rank or alpha/sqrt(rank) */
 };
 
 /* One packed site. Fields after the header belong to the backend that packed it, which embeds

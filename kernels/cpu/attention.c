@@ -4,12 +4,16 @@
 #include <math.h>
 #include <string.h>
 
-static size_t page_stride(const struct kv_cache *c) { return (size_t)c->kv_heads * KV_PAGE_TOKENS * (size_t)c->head_dim; }
+static size_t page_stride(const struct kv_cache *c)
+{
+    return (size_t)c->kv_heads * KV_PAGE_TOKENS * (size_t)c->head_dim;
+}
 
 /* Elements from the cache's start to (layer, page 0, kv_head, 0, 0). */
 static size_t head_offset(const struct kv_cache *c, int layer, int kv_head)
 {
-    return (size_t)layer * (size_t)c->pages * page_stride(c) + (size_t)kv_head * KV_PAGE_TOKENS * (size_t)c->head_dim;
+    return (size_t)layer * (size_t)c->pages * page_stride(c) +
+           (size_t)kv_head * KV_PAGE_TOKENS * (size_t)c->head_dim;
 }
 
 struct rope_job {
@@ -46,16 +50,19 @@ static void rope_forget_other_angles(struct cpu_device *d, const struct rope_kv_
     for (int r = 0; r < d->limits.rows; r++) s->rope_position[r] = -1;
 }
 
-static void rope_row(struct cpu_device *d, const struct rope_kv_args *a, int row, int32_t position, int32_t page)
+static void rope_row(struct cpu_device *d, const struct rope_kv_args *a, int row, int32_t position,
+                     int32_t page)
 {
     const struct cpu_kernels *k = d->kernels;
     const struct kv_cache *c = a->cache;
     size_t dim = (size_t)c->head_dim, half = a->rope_dims / 2;
     rope_table(d, a, row, position);
-    const float *cos = d->scratch.rope_cos + (size_t)row * half, *sin = d->scratch.rope_sin + (size_t)row * half;
+    const float *cos = d->scratch.rope_cos + (size_t)row * half,
+                *sin = d->scratch.rope_sin + (size_t)row * half;
 
     float *q = a->q + (size_t)row * (size_t)a->heads * dim;
-    for (int h = 0; h < a->heads; h++) k->rope(q + (size_t)h * dim, a->rope_dims, cos, sin, a->adjacent_pairs);
+    for (int h = 0; h < a->heads; h++)
+        k->rope(q + (size_t)h * dim, a->rope_dims, cos, sin, a->adjacent_pairs);
 
     size_t token = (size_t)page * page_stride(c) + (size_t)(position % KV_PAGE_TOKENS) * dim;
     size_t elem = dtype_block_bytes(c->type);
@@ -124,8 +131,8 @@ static void attention_unit(void *ctx, size_t unit, int worker)
     size_t dim = (size_t)c->head_dim, stride = (size_t)a->heads * dim;
     size_t at = (size_t)(s->first_row + first) * stride + (size_t)head * dim;
     size_t cache_at = head_offset(c, a->layer, kv_head) * dtype_block_bytes(c->type);
-    job->d->kernels->attention(a->q + at, stride, a->y + at, stride, count, job->heads_per_unit, dim, a->scale,
-                               s->first_position + first, s->pages, (const char *)c->k + cache_at,
+    job->d->kernels->attention(a->q + at, stride, a->y + at, stride, count, job->heads_per_unit, dim,
+                               a->scale, s->first_position + first, s->pages, (const char *)c->k + cache_at,
                                (const char *)c->v + cache_at, c->type, page_stride(c),
                                scratch->attention + (size_t)worker * scratch->attention_floats);
 }
@@ -151,7 +158,8 @@ void cpu_attention(struct device *device, const struct attention_args *a)
     CHECK(a->heads % c->kv_heads == 0 && (size_t)a->heads * (size_t)c->head_dim <= d->limits.cols);
 
     int group = a->heads / c->kv_heads, block = CPU_ATTENTION_ROWS;
-    while (block > 1 && cpu_attention_scratch(block, group, (size_t)c->head_dim) > d->scratch.attention_floats)
+    while (block > 1 &&
+           cpu_attention_scratch(block, group, (size_t)c->head_dim) > d->scratch.attention_floats)
         block /= 2;
     struct attention_job job = {d, a, group, group, 1, block};
     size_t units = plan_units(&job);

@@ -77,10 +77,12 @@ static void embed_chunk(void *ctx, size_t chunk, int worker)
     size_t row_bytes = dtype_row_bytes(m->type, m->cols);
     size_t end = (chunk + 1) * job->chunk < job->count ? (chunk + 1) * job->chunk : job->count;
     for (size_t i = chunk * job->chunk; i < end; i++)
-        dtype_decode(m->type, (const char *)m->data + (size_t)job->id[i] * row_bytes, job->y + i * m->cols, m->cols);
+        dtype_decode(m->type, (const char *)m->data + (size_t)job->id[i] * row_bytes, job->y + i * m->cols,
+                     m->cols);
 }
 
-static void device_embed(struct device *device, const struct weight *table, int count, const int32_t *id, float *y)
+static void device_embed(struct device *device, const struct weight *table, int count, const int32_t *id,
+                         float *y)
 {
     struct cpu_device *d = cpu_device_of(device);
     for (int i = 0; i < count; i++) CHECK(id[i] >= 0 && (size_t)id[i] < table->rows);

@@ -15,7 +15,7 @@
 /* Floats a worker has for the columns it is computing: half of a small L2. */
 #define CPU_COLUMN_FLOATS 32768
 /* The widest panel of any product, and the widest chunk of columns. */
-#define CPU_PANEL_MAX  64
+#define CPU_PANEL_MAX   64
 #define CPU_COLUMNS_MAX 512
 /* Rows of a step, whatever is asked for: sums of rows and tiles stay far from overflow. */
 #define CPU_ROWS_MAX 65536
@@ -32,13 +32,13 @@ struct cpu_weight {
 /* Everything ops need beyond their arguments, carved from one block by cpu_reserve. */
 struct cpu_scratch {
     void *block;
-    void *act[SITE_GROUP_MAX]; /* packed activations, one for each way of packing in a group */
-    float *norm;               /* (rows, cols) */
-    float *lr;                 /* (rows, lr_width): see lowrank.h of this folder */
-    size_t *first_unit;        /* [rows + 1] */
+    void *act[SITE_GROUP_MAX];  /* packed activations, one for each way of packing in a group */
+    float *norm;                /* (rows, cols) */
+    float *lr;                  /* (rows, lr_width): see lowrank.h of this folder */
+    size_t *first_unit;         /* [rows + 1] */
     float *rope_cos, *rope_sin; /* (rows, cols / 2), dense by rope_dims / 2 */
-    int32_t *rope_position;    /* [rows]: of each row of the two tables; -1 where not computed */
-    float *rope_freq;          /* [cols / 2] the tables were made with */
+    int32_t *rope_position;     /* [rows]: of each row of the two tables; -1 where not computed */
+    float *rope_freq;           /* [cols / 2] the tables were made with */
 
     /* Of each worker: */
     float *columns;        /* CPU_COLUMN_FLOATS, or rows * CPU_PANEL_MAX where that is more */
@@ -65,8 +65,6 @@ struct cpu_device {
 
 static inline struct cpu_device *cpu_device_of(struct device *d) { return (struct cpu_device *)d; }
 
-
-
 /* pool_run for ops: waits for a packer that holds the pool. */
 void cpu_run(struct cpu_device *d, size_t total, pool_fn fn, void *ctx);
 static inline size_t cpu_chunks(size_t count, size_t chunk) { return (count + chunk - 1) / chunk; }
@@ -92,8 +90,10 @@ static inline size_t cpu_item_of_unit(const size_t *first_unit, size_t count, si
     size_t low = 0, high = count;
     while (high - low > 1) {
         size_t mid = low + (high - low) / 2;
-        if (first_unit[mid] <= unit) low = mid;
-        else high = mid;
+        if (first_unit[mid] <= unit)
+            low = mid;
+        else
+            high = mid;
     }
     return low;
 }

@@ -1,8 +1,8 @@
 /* The CPU's kernel table: what one thread does for a few rows or columns.
  *
  * kernels/cpu/ owns threads, scratch and the order of work; the arithmetic is here, behind
- * function pointers. reference/ fills every entry in plain C. A faster table (avx2/, avx512/) starts as a copy
- * of the one below it and overrides what it does better, chosen once when the device opens.
+ * function pointers. reference/ fills every entry in plain C. A faster table (avx2/, avx512/) starts as a
+ * copy of the one below it and overrides what it does better, chosen once when the device opens.
  *
  * Rules for every entry: no allocation, no global state, no alignment assumed beyond what is said,
  * nothing read or written outside the stated ranges, and the arithmetic of one output element
@@ -40,8 +40,8 @@ struct cpu_product {
     /* y[r * y_stride + o - begin] = (W x_r)[o] for rows [0, rows) and outputs [begin, end): y points at
      * output `begin` of row 0, so that a caller may keep the columns of one chunk only. w is the
      * packed weight, or the matrix's own data where weight_bytes is 0. */
-    void (*multiply)(const void *w, enum dtype type, const void *act, size_t inputs, size_t outputs,
-                     int rows, size_t begin, size_t end, float *y, size_t y_stride);
+    void (*multiply)(const void *w, enum dtype type, const void *act, size_t inputs, size_t outputs, int rows,
+                     size_t begin, size_t end, float *y, size_t y_stride);
 };
 
 struct cpu_kernels {
@@ -61,13 +61,12 @@ struct cpu_kernels {
     /* n elements to the cache's type */
     void (*kv_store)(void *dst, enum dtype type, const float *src, size_t n);
     /* Rows [0, row_count) of one sequence against one kv head, for the `group` query heads that share it.
-     * q and y point at the first such head of the first row; k and v at (layer, page 0, kv_head, 0, 0), with page_stride
-     * elements from page to page. Row i attends to positions 0 .. first_position + i.
-     * Online softmax over whole pages in order. scratch: see cpu_attention_scratch; 64-byte aligned. */
-    void (*attention)(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count,
-                      int group, size_t head_dim, float scale, int first_position,
-                      const int32_t *pages, const void *k, const void *v, enum dtype type,
-                      size_t page_stride, float *scratch);
+     * q and y point at the first such head of the first row; k and v at (layer, page 0, kv_head, 0, 0), with
+     * page_stride elements from page to page. Row i attends to positions 0 .. first_position + i. Online
+     * softmax over whole pages in order. scratch: see cpu_attention_scratch; 64-byte aligned. */
+    void (*attention)(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count, int group,
+                      size_t head_dim, float scale, int first_position, const int32_t *pages, const void *k,
+                      const void *v, enum dtype type, size_t page_stride, float *scratch);
 
     /* Low-rank products. z[i] = sum_k a[i, k] x[k] for n rows of a (stride d_in elements of
      * `type`); each z[i] is summed in an order that depends on d_in only. */

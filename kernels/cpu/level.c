@@ -9,7 +9,10 @@ static const char *const level_names[CPU_LEVEL_COUNT] = {
     [CPU_AVX512] = "avx512",
 };
 
-const char *cpu_level_name(enum cpu_level level) { return level < CPU_LEVEL_COUNT ? level_names[level] : "best"; }
+const char *cpu_level_name(enum cpu_level level)
+{
+    return level < CPU_LEVEL_COUNT ? level_names[level] : "best";
+}
 
 enum status cpu_level_parse(const char *name, enum cpu_level *out)
 {
@@ -21,6 +24,7 @@ enum status cpu_level_parse(const char *name, enum cpu_level *out)
     return ST_INVALID;
 }
 
+#if defined(__x86_64__)
 /* F16C is older than AVX2 and in every machine that has that. */
 enum cpu_level cpu_level_supported(void)
 {
@@ -34,9 +38,20 @@ enum cpu_level cpu_level_supported(void)
 
 void cpu_level_kernels(enum cpu_level level, struct cpu_kernels *out)
 {
-    switch (level) {
-    case CPU_AVX512: cpu_kernels_avx512(out); break;
-    case CPU_AVX2: cpu_kernels_avx2(out); break;
-    default: cpu_kernels_reference(out); break;
-    }
+    static void (*const fill[CPU_LEVEL_COUNT])(struct cpu_kernels *) = {
+        [CPU_REFERENCE] = cpu_kernels_reference,
+        [CPU_AVX2] = cpu_kernels_avx2,
+        [CPU_AVX512] = cpu_kernels_avx512,
+    };
+    CHECK(level < CPU_LEVEL_COUNT);
+    fill[level](out);
 }
+#else
+enum cpu_level cpu_level_supported(void) { return CPU_REFERENCE; }
+
+void cpu_level_kernels(enum cpu_level level, struct cpu_kernels *out)
+{
+    CHECK(level == CPU_REFERENCE);
+    cpu_kernels_reference(out);
+}
+#endif

@@ -11,8 +11,10 @@ static bool float_type(enum dtype t) { return t == DTYPE_F32 || t == DTYPE_F16 |
 static bool source_valid(const struct lr_site_source *src)
 {
     bool top = src->rule == GATE_TOPK || src->rule == GATE_TOPK_RAW;
-    if (src->experts < 1 || src->experts > LR_EXPERTS_MAX || src->rank < 1 || src->rank > LR_RANK_MAX) return false;
-    if (src->d_in < 1 || src->d_out < 1 || !float_type(src->type) || src->rule >= GATE_RULE_COUNT) return false;
+    if (src->experts < 1 || src->experts > LR_EXPERTS_MAX || src->rank < 1 || src->rank > LR_RANK_MAX)
+        return false;
+    if (src->d_in < 1 || src->d_out < 1 || !float_type(src->type) || src->rule >= GATE_RULE_COUNT)
+        return false;
     if (top && (src->top_k < 1 || src->top_k > src->experts)) return false;
     if (src->rule == GATE_NONE) return true;
     return src->router && float_type(src->router_type) && isfinite(src->temperature) && src->temperature > 0;
@@ -22,7 +24,8 @@ static bool source_valid(const struct lr_site_source *src)
 static void transpose(char *dst, size_t dst_stride, const char *b, size_t d_out, size_t rank, size_t elem)
 {
     for (size_t o = 0; o < d_out; o++)
-        for (size_t i = 0; i < rank; i++) memcpy(dst + (i * dst_stride + o) * elem, b + (o * rank + i) * elem, elem);
+        for (size_t i = 0; i < rank; i++)
+            memcpy(dst + (i * dst_stride + o) * elem, b + (o * rank + i) * elem, elem);
 }
 
 static void fill_matrices(struct cpu_lr_site *s, const struct lr_site_source *src)
@@ -59,8 +62,14 @@ enum status cpu_lr_site_pack(struct device *device, const struct lr_site_source 
     if (!s) return ST_NOMEM;
     char *at = (char *)s + head;
     *s = (struct cpu_lr_site){
-        .base = {.experts = src->experts, .rank = src->rank, .top_k = src->top_k, .d_in = src->d_in,
-                 .d_out = src->d_out, .rule = src->rule, .temperature = src->temperature, .bytes = bytes},
+        .base = {.experts = src->experts,
+                 .rank = src->rank,
+                 .top_k = src->top_k,
+                 .d_in = src->d_in,
+                 .d_out = src->d_out,
+                 .rule = src->rule,
+                 .temperature = src->temperature,
+                 .bytes = bytes},
         .type = src->type,
         .router_type = src->router_type,
         .router = routed ? at + scale_bytes : NULL,
@@ -81,7 +90,10 @@ void cpu_lr_site_free(struct device *device, struct lr_site *s)
     memory_free(s);
 }
 
-size_t lr_record_width(const struct lr_site *s) { return (size_t)route_chosen_count(s) * ((size_t)s->rank + 1); }
+size_t lr_record_width(const struct lr_site *s)
+{
+    return (size_t)route_chosen_count(s) * ((size_t)s->rank + 1);
+}
 
 /* The router runs first, so that only the chosen experts' A is read: for distinct adapters the bytes
  * are what a step waits for. */
@@ -106,8 +118,8 @@ void lr_record_fill(const struct cpu_kernels *k, const struct lr_site *site, flo
     }
 }
 
-void lr_record_apply(const struct cpu_kernels *k, const struct lr_site *site, const float *record, size_t begin,
-                     size_t cols, float *y)
+void lr_record_apply(const struct cpu_kernels *k, const struct lr_site *site, const float *record,
+                     size_t begin, size_t cols, float *y)
 {
     const struct cpu_lr_site *s = (const struct cpu_lr_site *)site;
     size_t elem = dtype_block_bytes(s->type), rank = (size_t)site->rank;

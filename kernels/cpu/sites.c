@@ -116,11 +116,12 @@ static void add_deltas(const struct group *g, int site, size_t begin, size_t end
 }
 
 /* y[r * y_stride + c] = (W x_r + deltas)[begin + c] for c < end - begin. */
-static void compute_columns(const struct group *g, int site, size_t begin, size_t end, float *y, size_t y_stride)
+static void compute_columns(const struct group *g, int site, size_t begin, size_t end, float *y,
+                            size_t y_stride)
 {
     const struct cpu_weight *w = weight_of(g, site);
-    w->product->multiply(w->packed ? w->packed : w->file.data, w->base.type, g->site_packing[site]->act, g->inputs,
-                         w->base.rows, g->a->rows, begin, end, y, y_stride);
+    w->product->multiply(w->packed ? w->packed : w->file.data, w->base.type, g->site_packing[site]->act,
+                         g->inputs, w->base.rows, g->a->rows, begin, end, y, y_stride);
     add_deltas(g, site, begin, end, y, y_stride);
 }
 
@@ -131,16 +132,15 @@ static void columns_chunk(void *ctx, size_t chunk, int worker)
     const struct cpu_kernels *k = g->d->kernels;
 
     int site = (int)cpu_item_of_unit(g->first_chunk, (size_t)a->site_count, chunk);
-    size_t begin = (chunk - g->first_chunk[site]) * g->column_chunk[site], end = begin + g->column_chunk[site];
+    size_t begin = (chunk - g->first_chunk[site]) * g->column_chunk[site],
+           end = begin + g->column_chunk[site];
     if (end > a->site[site].weight->rows) end = a->site[site].weight->rows;
     size_t cols = end - begin, stride = a->site[site].y_stride;
     float *y = a->site[site].y + begin;
     float *own = g->d->scratch.columns + (size_t)worker * g->d->scratch.columns_stride;
 
     switch (a->epilogue) {
-    case EPILOGUE_STORE:
-        compute_columns(g, site, begin, end, y, stride);
-        break;
+    case EPILOGUE_STORE: compute_columns(g, site, begin, end, y, stride); break;
     case EPILOGUE_ADD:
         compute_columns(g, site, begin, end, own, cols);
         for (size_t r = 0; r < (size_t)a->rows; r++) k->add(y + r * stride, own + r * cols, cols);

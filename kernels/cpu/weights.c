@@ -33,7 +33,8 @@ static void pack(struct cpu_device *d, struct pack_job *job)
 }
 
 /* The highest level's product that takes this shape; the reference takes all. */
-static const struct cpu_product *choose_product(const struct cpu_device *d, const struct matrix *m, size_t *bytes)
+static const struct cpu_product *choose_product(const struct cpu_device *d, const struct matrix *m,
+                                                size_t *bytes)
 {
     for (int level = (int)d->level; level >= 0; level--) {
         const struct cpu_product *product = d->table[level].product[m->type];

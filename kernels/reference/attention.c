@@ -45,7 +45,8 @@ static void attend(const float *q, float *y, size_t head_dim, float scale, int p
         int32_t page = pages[first / KV_PAGE_TOKENS];
         float score[KV_PAGE_TOKENS], page_max = max;
         for (int t = 0; t < count; t++) {
-            score[t] = scale * dot_token(q, token_at(k, type, page_stride, page, t, head_dim), type, head_dim);
+            score[t] =
+                scale * dot_token(q, token_at(k, type, page_stride, page, t, head_dim), type, head_dim);
             if (score[t] > page_max) page_max = score[t];
         }
 
@@ -69,6 +70,7 @@ void ref_attention(const float *q, size_t q_stride, float *y, size_t y_stride, i
     (void)scratch;
     for (int r = 0; r < row_count; r++)
         for (int h = 0; h < group; h++)
-            attend(q + (size_t)r * q_stride + (size_t)h * head_dim, y + (size_t)r * y_stride + (size_t)h * head_dim,
-                   head_dim, scale, first_position + r, pages, k, v, type, page_stride);
+            attend(q + (size_t)r * q_stride + (size_t)h * head_dim,
+                   y + (size_t)r * y_stride + (size_t)h * head_dim, head_dim, scale, first_position + r,
+                   pages, k, v, type, page_stride);
 }

@@ -18,7 +18,8 @@ void ref_lr_shrink(const void *a, enum dtype type, size_t d_in, int n, const flo
     }
 }
 
-void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols, float *y)
+void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
+                   float *y)
 {
     size_t elem = dtype_block_bytes(type);
     float row[REF_SPAN];

@@ -45,8 +45,8 @@ static void act_pack(void *dst, const float *x, size_t x_stride, size_t inputs, 
 }
 
 /* One output for up to TILE_ROWS rows of activations. */
-static void multiply_output(const char *w_row, enum dtype type, const float *x, size_t inputs, int rows, float *y,
-                            size_t y_stride)
+static void multiply_output(const char *w_row, enum dtype type, const float *x, size_t inputs, int rows,
+                            float *y, size_t y_stride)
 {
     size_t elems = dtype_block_elems(type), bytes = dtype_block_bytes(type);
     float w[REF_SPAN], sum[TILE_ROWS][REF_LANES] = {{0}};

@@ -9,7 +9,7 @@
  * pairwise at the end: a fixed order which a compiler can still turn into vector code. */
 #define REF_LANES 8
 /* Elements decoded at a time: a multiple of every type's block. */
-#define REF_SPAN  256
+#define REF_SPAN 256
 
 /* sum[k % REF_LANES] += a[k] * b[k] for k in [0, n), n <= REF_SPAN. */
 void ref_dot_span(const float *a, const float *b, size_t n, float sum[REF_LANES]);

@@ -39,8 +39,8 @@ static double measure(void (*fn)(void *ctx), void *ctx)
 
 static void report(const struct check *c, const char *what, double seconds, double bytes, double operations)
 {
-    printf("%-10s %-44s %10.2f us %7.1f GB/s %8.1f GOP/s\n", c->name, what, 1e6 * seconds, 1e-9 * bytes / seconds,
-           1e-9 * operations / seconds);
+    printf("%-10s %-44s %10.2f us %7.1f GB/s %8.1f GOP/s\n", c->name, what, 1e6 * seconds,
+           1e-9 * bytes / seconds, 1e-9 * operations / seconds);
 }
 
 struct product_bench {
@@ -69,7 +69,8 @@ static void run_act_pack(void *ctx)
 static void bench_product(const struct check *c, enum dtype type, size_t outputs, size_t inputs, int rows)
 {
     struct product_bench b = {c->table->product[type], type, outputs, inputs, inputs, rows};
-    size_t file_bytes = outputs * dtype_row_bytes(type, inputs), bytes = b.p->weight_bytes(type, outputs, inputs);
+    size_t file_bytes = outputs * dtype_row_bytes(type, inputs),
+           bytes = b.p->weight_bytes(type, outputs, inputs);
     if (bytes == SIZE_MAX) return;
     check_begin(c, "bench of %s", dtype_name(type));
     char *data = check_buffer(file_bytes, MEMORY_ALIGN);
@@ -140,14 +141,15 @@ static void run_attention(void *ctx)
 {
     const struct row_bench *b = ctx;
     size_t stride = (size_t)b->group * b->head_dim;
-    b->k->attention(b->x, stride, b->y, stride, b->count, b->group, b->head_dim, 0.125f, b->position, b->pages, b->a,
-                    b->v, b->type, b->page_stride, b->scratch);
+    b->k->attention(b->x, stride, b->y, stride, b->count, b->group, b->head_dim, 0.125f, b->position,
+                    b->pages, b->a, b->v, b->type, b->page_stride, b->scratch);
 }
 
 static void bench_rows(const struct check *c, size_t n)
 {
     check_begin(c, "bench of rows");
-    struct row_bench b = {.k = c->table, .n = n, .x = check_floats(n), .y = check_floats(n), .z = check_floats(n)};
+    struct row_bench b = {
+        .k = c->table, .n = n, .x = check_floats(n), .y = check_floats(n), .z = check_floats(n)};
     check_fill_normal(b.x, n, 1);
     check_fill_normal(b.z, n, 1);
     memset(b.y, 0, n * sizeof *b.y);
@@ -166,8 +168,13 @@ static void bench_rows(const struct check *c, size_t n)
 static void bench_lowrank(const struct check *c, enum dtype type, size_t n, int rank)
 {
     check_begin(c, "bench of adapters");
-    struct row_bench b = {.k = c->table, .n = n, .count = rank, .type = type, .x = check_floats(n),
-                          .y = check_floats(n), .z = check_floats((size_t)rank)};
+    struct row_bench b = {.k = c->table,
+                          .n = n,
+                          .count = rank,
+                          .type = type,
+                          .x = check_floats(n),
+                          .y = check_floats(n),
+                          .z = check_floats((size_t)rank)};
     size_t elems = n * (size_t)rank, bytes = elems * dtype_block_bytes(type);
     b.a = check_buffer(bytes, MEMORY_ALIGN);
     check_fill_type(type, b.a, elems, 1e-3f);
@@ -181,12 +188,18 @@ static void bench_lowrank(const struct check *c, enum dtype type, size_t n, int 
     check_end();
 }
 
-static void bench_attention(const struct check *c, enum dtype type, int rows, int group, size_t head_dim, int tokens)
+static void bench_attention(const struct check *c, enum dtype type, int rows, int group, size_t head_dim,
+                            int tokens)
 {
     check_begin(c, "bench of attention");
     size_t width = (size_t)rows * (size_t)group * head_dim, pages = (size_t)tokens / KV_PAGE_TOKENS;
-    struct row_bench b = {.k = c->table, .type = type, .head_dim = head_dim, .count = rows, .group = group,
-                          .position = tokens - rows, .page_stride = KV_PAGE_TOKENS * head_dim};
+    struct row_bench b = {.k = c->table,
+                          .type = type,
+                          .head_dim = head_dim,
+                          .count = rows,
+                          .group = group,
+                          .position = tokens - rows,
+                          .page_stride = KV_PAGE_TOKENS * head_dim};
     size_t elems = pages * b.page_stride, bytes = elems * dtype_block_bytes(type);
     b.x = check_floats(width);
     b.y = check_floats(width);
@@ -199,8 +212,8 @@ static void bench_attention(const struct check *c, enum dtype type, int rows, in
     check_fill_type(type, b.a, elems, 1);
     check_fill_type(type, b.v, elems, 1);
     char what[96];
-    snprintf(what, sizeof what, "attention %s, %d rows x %d x %zu, %d tokens", dtype_name(type), rows, group, head_dim,
-             tokens);
+    snprintf(what, sizeof what, "attention %s, %d rows x %d x %zu, %d tokens", dtype_name(type), rows, group,
+             head_dim, tokens);
     report(c, what, measure(run_attention, &b), 2.0 * (double)bytes, 4.0 * (double)width * tokens);
     check_end();
 }
@@ -211,7 +224,8 @@ void bench_table(const struct check *c)
                                        DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
     static const int rows[] = {1, 8, 32, 128};
     for (size_t t = 0; t < sizeof types / sizeof *types; t++)
-        for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) bench_product(c, types[t], 576, 1536, rows[r]);
+        for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+            bench_product(c, types[t], 576, 1536, rows[r]);
     bench_rows(c, 576);
     bench_rows(c, 1536);
     for (int rank = 4; rank <= 64; rank *= 4) {

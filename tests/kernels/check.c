@@ -19,7 +19,10 @@ static struct {
     bool failed;
     int passed_count, failed_count;
     struct test_random random;
-    struct { void *map; size_t bytes; } buffer[BUFFERS_MAX];
+    struct {
+        void *map;
+        size_t bytes;
+    } buffer[BUFFERS_MAX];
     size_t buffer_count;
 } state;
 
@@ -59,8 +62,10 @@ void check_fail(const char *fmt, ...)
 
 void check_end(void)
 {
-    if (state.failed) state.failed_count++;
-    else state.passed_count++;
+    if (state.failed)
+        state.failed_count++;
+    else
+        state.passed_count++;
     for (size_t i = 0; i < state.buffer_count; i++) munmap(state.buffer[i].map, state.buffer[i].bytes);
     state.buffer_count = 0;
 }
@@ -82,7 +87,10 @@ void *check_buffer(size_t bytes, size_t align)
     return map + (start - start % align);
 }
 
-void *check_copy(const void *p, size_t bytes, size_t align) { return memcpy(check_buffer(bytes, align), p, bytes); }
+void *check_copy(const void *p, size_t bytes, size_t align)
+{
+    return memcpy(check_buffer(bytes, align), p, bytes);
+}
 
 void check_seed(uint64_t seed) { state.random.state = seed; }
 size_t check_below(size_t n) { return (size_t)random_below(&state.random, n); }
@@ -114,7 +122,8 @@ static void fill_blocks(enum dtype type, uint8_t *dst, size_t n, float scale)
     scale_offsets(type, &first, &second);
     for (size_t b = 0; b < n / dtype_block_elems(type); b++, dst += bytes) {
         random_bytes(&state.random, dst, bytes);
-        uint16_t d = f32_to_f16(check_uniform(-scale, scale) / 16), m = f32_to_f16(check_uniform(-scale, scale));
+        uint16_t d = f32_to_f16(check_uniform(-scale, scale) / 16),
+                 m = f32_to_f16(check_uniform(-scale, scale));
         if (check_below(16) == 0) d = 0;
         memcpy(dst + first, &d, 2);
         if (second >= 0) memcpy(dst + second, &m, 2);
@@ -148,8 +157,8 @@ void check_near(const char *what, const float *got, const float *want, const flo
         if (isnan(ratio)) break;
     }
     if (!(worst_ratio <= 1))
-        check_fail("%s[%zu] is %.9g, the reference has %.9g, which may differ by %.3g", what, worst, (double)got[worst],
-                   (double)want[worst], (double)tol[worst]);
+        check_fail("%s[%zu] is %.9g, the reference has %.9g, which may differ by %.3g", what, worst,
+                   (double)got[worst], (double)want[worst], (double)tol[worst]);
 }
 
 void check_equal(const char *what, const void *got, const void *want, size_t bytes)

@@ -38,7 +38,8 @@ static void make_cache(struct cache *c, const struct shape *s)
     for (size_t t = 0; t < 2 * tokens; t++) {
         bool key = t < tokens;
         size_t token = key ? t : t - tokens;
-        size_t at = (size_t)c->pages[token / KV_PAGE_TOKENS] * c->page_stride + token % KV_PAGE_TOKENS * s->head_dim;
+        size_t at =
+            (size_t)c->pages[token / KV_PAGE_TOKENS] * c->page_stride + token % KV_PAGE_TOKENS * s->head_dim;
         check_fill_type(s->type, (char *)(key ? c->k : c->v) + at * elem, s->head_dim, 1);
         dtype_decode(s->type, (char *)(key ? c->k : c->v) + at * elem, values, s->head_dim);
         float *most = key ? &c->k_max : &c->v_max;
@@ -51,15 +52,15 @@ static void attend(const struct cpu_kernels *k, const struct shape *s, const str
 {
     size_t floats = cpu_attention_scratch(row_count, group, s->head_dim);
     float *scratch = check_buffer(floats * sizeof *scratch, MEMORY_ALIGN);
-    k->attention(q + (size_t)row * q_stride + (size_t)head * s->head_dim, q_stride, y, y_stride, row_count, group,
-                 s->head_dim, 1 / sqrtf((float)s->head_dim), s->first_position + row, c->pages, c->k, c->v, s->type,
-                 c->page_stride, scratch);
+    k->attention(q + (size_t)row * q_stride + (size_t)head * s->head_dim, q_stride, y, y_stride, row_count,
+                 group, s->head_dim, 1 / sqrtf((float)s->head_dim), s->first_position + row, c->pages, c->k,
+                 c->v, s->type, c->page_stride, scratch);
 }
 
 static void check_shape(const struct check *c, struct shape s)
 {
-    check_begin(c, "attention, %d rows from %d, group %d, head_dim %zu, %s, q scale %g", s.row_count, s.first_position,
-                s.group, s.head_dim, dtype_name(s.type), (double)s.q_scale);
+    check_begin(c, "attention, %d rows from %d, group %d, head_dim %zu, %s, q scale %g", s.row_count,
+                s.first_position, s.group, s.head_dim, dtype_name(s.type), (double)s.q_scale);
     struct cache cache;
     make_cache(&cache, &s);
     size_t width = (size_t)s.group * s.head_dim, stride = width + 5, rows = (size_t)s.row_count;
@@ -93,7 +94,8 @@ static void check_shape(const struct check *c, struct shape s)
     float *rest = check_floats((rows - (size_t)first) * stride);
     attend(c->table, &s, &cache, q, stride, rest, stride, first, s.row_count - first, 0, s.group);
     for (size_t r = (size_t)first; r < rows; r++)
-        check_equal("the last rows alone", rest + (r - (size_t)first) * stride, got + r * stride, width * sizeof *got);
+        check_equal("the last rows alone", rest + (r - (size_t)first) * stride, got + r * stride,
+                    width * sizeof *got);
     check_end();
 }
 
@@ -106,7 +108,8 @@ void check_attention(const struct check *c)
     for (size_t d = 0; d < 9; d++)
         for (size_t p = 0; p < 9; p++)
             for (size_t t = 0; t < 2; t++) {
-                struct shape s = {rows[check_below(6)], groups[check_below(6)], positions[p], dims[d], types[t], 1};
+                struct shape s = {
+                    rows[check_below(6)], groups[check_below(6)], positions[p], dims[d], types[t], 1};
                 check_shape(c, s);
                 s.q_scale = 30; /* scores in the hundreds: all weight on few tokens */
                 s.row_count = 1 + (int)check_below(16);

@@ -84,11 +84,13 @@ static void check_rope(const struct check *c, size_t head_dim, size_t rope_dims,
 static void check_kv_store(const struct check *c, enum dtype type, size_t n)
 {
     check_begin(c, "kv_store of %zu as %s", n, dtype_name(type));
-    static const float special[] = {0, -0.0f, 1e-8f, 6e-8f, 5.9604645e-8f, 65504, 65519.99f, 65520, -1e6f, INFINITY};
+    static const float special[] = {0,     -0.0f,     1e-8f, 6e-8f, 5.9604645e-8f,
+                                    65504, 65519.99f, 65520, -1e6f, INFINITY};
     float *x = check_floats(n);
     for (size_t i = 0; i < n; i++) x[i] = i % 3 ? check_normal() : special[check_below(COUNT_OF(special))];
     size_t bytes = n * dtype_block_bytes(type);
-    void *want = check_buffer(bytes, dtype_block_bytes(type)), *got = check_buffer(bytes, dtype_block_bytes(type));
+    void *want = check_buffer(bytes, dtype_block_bytes(type)),
+         *got = check_buffer(bytes, dtype_block_bytes(type));
     c->reference->kv_store(want, type, x, n);
     c->table->kv_store(got, type, x, n);
     check_equal("dst", got, want, bytes);
@@ -107,7 +109,8 @@ void check_elementwise(const struct check *c)
         check_kv_store(c, DTYPE_F32, n);
         check_kv_store(c, DTYPE_F16, n);
     }
-    static const size_t dims[][2] = {{2, 2}, {16, 8}, {20, 20}, {64, 64}, {80, 32}, {96, 96}, {128, 64}, {256, 256}};
+    static const size_t dims[][2] = {{2, 2},   {16, 8},  {20, 20},  {64, 64},
+                                     {80, 32}, {96, 96}, {128, 64}, {256, 256}};
     for (size_t i = 0; i < COUNT_OF(dims); i++)
         for (int adjacent = 0; adjacent < 2; adjacent++) check_rope(c, dims[i][0], dims[i][1], adjacent);
 }

@@ -12,7 +12,8 @@ static void check_shrink(const struct check *c, enum dtype type, size_t d_in, in
     check_begin(c, "lr_shrink, %s, %zu inputs, %d rows", dtype_name(type), d_in, n);
     size_t elem = dtype_block_bytes(type), rows = (size_t)n;
     char *a = check_buffer(rows * d_in * elem, elem);
-    float *x = check_floats(d_in), *want = check_floats(rows), *got = check_floats(rows), *tol = check_floats(rows);
+    float *x = check_floats(d_in), *want = check_floats(rows), *got = check_floats(rows),
+          *tol = check_floats(rows);
     float *row = check_floats(d_in);
     check_fill_type(type, a, rows * d_in, 1);
     check_fill_normal(x, d_in, 1);
@@ -40,7 +41,8 @@ static void check_expand(const struct check *c, enum dtype type, size_t cols, in
     size_t elem = dtype_block_bytes(type), rows = (size_t)n, stride = cols + check_below(20);
     char *bt = check_buffer(((rows - 1) * stride + cols) * elem, elem);
     for (size_t i = 0; i < rows; i++) check_fill_type(type, bt + i * stride * elem, cols, 1);
-    float *z = check_floats(rows), *base = check_floats(cols), *tol = check_floats(cols), *row = check_floats(cols);
+    float *z = check_floats(rows), *base = check_floats(cols), *tol = check_floats(cols),
+          *row = check_floats(cols);
     check_fill_normal(z, rows, 1);
     check_fill_normal(base, cols, 1);
     size_t bytes = cols * sizeof(float);

@@ -30,8 +30,8 @@ struct operands {
 
 /* Packs weights and activations as the device does, in two parts each, and multiplies outputs
  * [begin, end) for `rows` rows from first_row on. y (rows, y_stride). */
-static void multiply(const struct cpu_product *p, const struct operands *o, int first_row, int rows, size_t begin,
-                     size_t end, float *y, size_t y_stride)
+static void multiply(const struct cpu_product *p, const struct operands *o, int first_row, int rows,
+                     size_t begin, size_t end, float *y, size_t y_stride)
 {
     const struct shape *s = &o->s;
     size_t w_bytes = p->weight_bytes(s->type, s->outputs, s->inputs);
@@ -48,8 +48,10 @@ static void multiply(const struct cpu_product *p, const struct operands *o, int 
     const float *x = o->x + (size_t)first_row * o->x_stride;
     void *act = check_buffer(p->act_bytes(rows, s->inputs), MEMORY_ALIGN);
     int split = (int)size_round_up((size_t)rows / 2, (size_t)p->tile_rows);
-    if (split > 0 && split < rows) p->act_pack(act, x, o->x_stride, s->inputs, rows, 0, split);
-    else split = 0;
+    if (split > 0 && split < rows)
+        p->act_pack(act, x, o->x_stride, s->inputs, rows, 0, split);
+    else
+        split = 0;
     p->act_pack(act, x, o->x_stride, s->inputs, rows, split, rows);
     p->multiply(w, s->type, act, s->inputs, s->outputs, rows, begin, end, y, y_stride);
 }
@@ -106,8 +108,10 @@ static void make_operands(struct operands *o, struct shape s, bool random)
     o->x = check_floats((size_t)(s.rows - 1) * o->x_stride + s.inputs);
     for (int r = 0; r < s.rows; r++) {
         float *x = o->x + (size_t)r * o->x_stride;
-        if (random) check_fill_normal(x, s.inputs, 1);
-        else fill_special(x, s.inputs, r % 6);
+        if (random)
+            check_fill_normal(x, s.inputs, 1);
+        else
+            fill_special(x, s.inputs, r % 6);
     }
 }
 
@@ -175,8 +179,8 @@ static void check_shape(const struct check *c, struct shape s)
     const struct cpu_product *p = c->table->product[s.type];
     if (p->weight_bytes(s.type, s.outputs, s.inputs) == SIZE_MAX) return; /* the level below takes it */
     for (int random = 0; random < 2; random++) {
-        check_begin(c, "%s product, %zu outputs, %zu inputs, %d rows, %s", dtype_name(s.type), s.outputs, s.inputs,
-                    s.rows, random ? "random" : "special rows");
+        check_begin(c, "%s product, %zu outputs, %zu inputs, %d rows, %s", dtype_name(s.type), s.outputs,
+                    s.inputs, s.rows, random ? "random" : "special rows");
         struct operands o;
         make_operands(&o, s, random);
         check_values(c, p, &o);
@@ -204,7 +208,8 @@ static void check_mean_error(const struct check *c, enum dtype type)
     }
     /* The tolerance is 6.5 standard deviations, and a normal error's mean magnitude 0.8 of one: half
      * as much again for the luck of the draw */
-    if (!(error <= allowed / 6.5 * 0.8 * 1.5)) check_fail("mean error %.3g of %.3g allowed", error, allowed / 6.5 * 1.2);
+    if (!(error <= allowed / 6.5 * 0.8 * 1.5))
+        check_fail("mean error %.3g of %.3g allowed", error, allowed / 6.5 * 1.2);
     check_end();
 }
 
@@ -217,11 +222,13 @@ static void check_type(const struct check *c, enum dtype type)
     size_t elems = dtype_block_elems(type);
 
     for (size_t o = 0; o < sizeof outputs / sizeof *outputs; o++) {
-        for (size_t i = 0; i < (elems > 1 ? sizeof blocks / sizeof *blocks : sizeof plain / sizeof *plain); i++) {
+        for (size_t i = 0; i < (elems > 1 ? sizeof blocks / sizeof *blocks : sizeof plain / sizeof *plain);
+             i++) {
             size_t inputs = elems > 1 ? blocks[i] * elems : plain[i];
             /* two row counts of the list for each shape, so that all meet without a full product */
             for (int j = 0; j < 2; j++)
-                check_shape(c, (struct shape){type, outputs[o], inputs, rows[check_below(sizeof rows / sizeof *rows)]});
+                check_shape(c, (struct shape){type, outputs[o], inputs,
+                                              rows[check_below(sizeof rows / sizeof *rows)]});
         }
     }
     check_mean_error(c, type);

@@ -56,7 +56,8 @@ int main(int argc, char **argv)
 {
     struct options o;
     if (!parse(argc, argv, &o)) {
-        fprintf(stderr, "usage: checkkernels [--seed N] [--table reference|avx2|avx512|avx512-emulated] [--bench]\n");
+        fprintf(stderr,
+                "usage: checkkernels [--seed N] [--table reference|avx2|avx512|avx512-emulated] [--bench]\n");
         return 2;
     }
     if (!o.bench) printf("seed %llu\n", (unsigned long long)o.seed);

@@ -26,8 +26,10 @@ static void *random_elements(struct test_random *r, enum dtype type, size_t n, f
         float v = random_f32(r, -scale, scale);
         uint16_t half = type == DTYPE_BF16 ? f32_to_bf16(v) : f32_to_f16(v);
         random_bytes(r, out, bytes);
-        if (type == DTYPE_F32) memcpy(out, &v, sizeof v);
-        else memcpy(type == DTYPE_Q6_K ? out + bytes - 2 : out, &half, sizeof half);
+        if (type == DTYPE_F32)
+            memcpy(out, &v, sizeof v);
+        else
+            memcpy(type == DTYPE_Q6_K ? out + bytes - 2 : out, &half, sizeof half);
         uint16_t second = f32_to_f16(random_f32(r, -scale, scale));
         bool two = type == DTYPE_Q4_1 || type == DTYPE_Q5_1 || type == DTYPE_Q4_K || type == DTYPE_Q5_K;
         if (two) memcpy(out + 2, &second, sizeof second);
@@ -59,15 +61,18 @@ static float *decoded(enum dtype type, const void *data, size_t n)
     return values;
 }
 
-static void site_make(struct device *d, struct test_random *r, struct test_site *s, const struct lr_site **packed)
+static void site_make(struct device *d, struct test_random *r, struct test_site *s,
+                      const struct lr_site **packed)
 {
     const struct test_site_shape *shape = &s->shape;
-    size_t experts = (size_t)shape->experts, rank = (size_t)shape->rank, elem = dtype_block_bytes(shape->type);
+    size_t experts = (size_t)shape->experts, rank = (size_t)shape->rank,
+           elem = dtype_block_bytes(shape->type);
     size_t router_row = s->d_in * dtype_block_bytes(shape->router_type);
     char *router = random_elements(r, shape->router_type, experts * s->d_in, 1);
     char *a = random_elements(r, shape->type, experts * rank * s->d_in, 1);
     char *b = random_elements(r, shape->type, experts * rank * s->d_out, 1);
-    for (size_t e = 2; shape->ties && e < experts; e++) memcpy(router + e * router_row, router + router_row, router_row);
+    for (size_t e = 2; shape->ties && e < experts; e++)
+        memcpy(router + e * router_row, router + router_row, router_row);
 
     s->router = decoded(shape->router_type, router, experts * s->d_in);
     s->a = decoded(shape->type, a, experts * rank * s->d_in);
@@ -79,10 +84,19 @@ static void site_make(struct device *d, struct test_random *r, struct test_site 
     for (size_t e = 0; e < experts; e++) a_of[e] = a + e * rank * s->d_in * elem;
     for (size_t e = 0; e < experts; e++) b_of[e] = b + e * rank * s->d_out * elem;
     struct lr_site_source source = {
-        .experts = shape->experts, .rank = shape->rank, .top_k = shape->top_k, .d_in = s->d_in, .d_out = s->d_out,
-        .rule = shape->rule, .temperature = shape->temperature, .type = shape->type,
-        .router_type = shape->router_type, .router = shape->rule == GATE_NONE ? NULL : router,
-        .a = a_of, .b = b_of, .scale = s->scale,
+        .experts = shape->experts,
+        .rank = shape->rank,
+        .top_k = shape->top_k,
+        .d_in = s->d_in,
+        .d_out = s->d_out,
+        .rule = shape->rule,
+        .temperature = shape->temperature,
+        .type = shape->type,
+        .router_type = shape->router_type,
+        .router = shape->rule == GATE_NONE ? NULL : router,
+        .a = a_of,
+        .b = b_of,
+        .scale = s->scale,
     };
     struct lr_site *site;
     CHECK(d->ops->lr_site_pack(d, &source, &site) == ST_OK);
@@ -92,8 +106,8 @@ static void site_make(struct device *d, struct test_random *r, struct test_site 
     free(b);
 }
 
-void test_adapter_make(struct device *d, struct test_random *r, const struct test_site_shape *shape, size_t d_in,
-                       const size_t d_out[PROJ_COUNT], struct test_adapter *out)
+void test_adapter_make(struct device *d, struct test_random *r, const struct test_site_shape *shape,
+                       size_t d_in, const size_t d_out[PROJ_COUNT], struct test_adapter *out)
 {
     *out = (struct test_adapter){.lr = {.layers = 1, .sites = out->packed}};
     for (int p = 0; p < PROJ_COUNT; p++) {

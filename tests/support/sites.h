@@ -28,7 +28,8 @@ struct test_site_shape {
 struct test_site {
     size_t d_in, d_out;
     struct test_site_shape shape;
-    float *router, *a, *b, *scale; /* exact values: (experts, d_in), (experts, rank, d_in), (experts, d_out, rank) */
+    float *router, *a, *b,
+        *scale; /* exact values: (experts, d_in), (experts, rank, d_in), (experts, d_out, rank) */
 };
 
 /* An adapter of one layer, with sites at the projections whose d_out is not 0. */
@@ -37,8 +38,8 @@ struct test_adapter {
     const struct lr_site *packed[PROJ_COUNT];
     struct test_site site[PROJ_COUNT];
 };
-void test_adapter_make(struct device *d, struct test_random *r, const struct test_site_shape *shape, size_t d_in,
-                       const size_t d_out[PROJ_COUNT], struct test_adapter *out);
+void test_adapter_make(struct device *d, struct test_random *r, const struct test_site_shape *shape,
+                       size_t d_in, const size_t d_out[PROJ_COUNT], struct test_adapter *out);
 void test_adapter_release(struct device *d, struct test_adapter *a);
 
 /* Adds weight * delta(x) of a site to y (d_out), and to bound (d_out) how far fp32 arithmetic in any

@@ -77,8 +77,11 @@ static void shapes_that_cannot_be_are_refused(void **state)
     struct device *d = device_open(CPU_LEVEL_BEST, 1, 8);
     float ones[64] = {0};
     struct weight *w = NULL;
-    const struct matrix bad[] = {{DTYPE_F32, 0, 8, ones}, {DTYPE_F32, 8, 0, ones}, {DTYPE_Q8_0, 1, 31, ones},
-                                 {DTYPE_Q4_K, 1, 32, ones}, {(enum dtype)4, 1, 32, ones}};
+    const struct matrix bad[] = {{DTYPE_F32, 0, 8, ones},
+                                 {DTYPE_F32, 8, 0, ones},
+                                 {DTYPE_Q8_0, 1, 31, ones},
+                                 {DTYPE_Q4_K, 1, 32, ones},
+                                 {(enum dtype)4, 1, 32, ones}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_int_equal(d->ops->weight_pack(d, &bad[i], &w), ST_INVALID);
     assert_null(w);
@@ -133,8 +136,14 @@ static void logits_match(enum cpu_level level)
         test_weight_make(d, &random, types[t], OUTPUTS, COLS, &w);
         int32_t row[COUNT];
         for (int i = 0; i < COUNT; i++) row[i] = (i * 23 + 5) % ROWS_MAX;
-        struct logits_args a = {.count = COUNT, .row = row, .x = x, .x_stride = COLS, .norm_weight = norm_weight,
-                                .eps = 1e-5f, .head = w.packed, .y = y};
+        struct logits_args a = {.count = COUNT,
+                                .row = row,
+                                .x = x,
+                                .x_stride = COLS,
+                                .norm_weight = norm_weight,
+                                .eps = 1e-5f,
+                                .head = w.packed,
+                                .y = y};
         d->ops->logits(d, &a);
         bool floats = dtype_block_elems(types[t]) == 1;
         for (int i = 0; i < COUNT; i++) {
@@ -204,14 +213,15 @@ struct attention_world {
     struct device *d;
     struct kv_cache cache;
     float inv_freq[ROPE / 2];
-    float q[2][TOKENS * HEADS * DIM], k[2][TOKENS * KV_HEADS * DIM], v[2][TOKENS * KV_HEADS * DIM]; /* by sequence */
+    float q[2][TOKENS * HEADS * DIM], k[2][TOKENS * KV_HEADS * DIM],
+        v[2][TOKENS * KV_HEADS * DIM]; /* by sequence */
     float y[2][TOKENS * HEADS * DIM];
     bool adjacent;
 };
 static const int32_t pages_of[2][3] = {{4, 0, 7}, {2, 8, 1}};
 
-static void attention_world_init(struct attention_world *w, enum cpu_level level, int threads, enum dtype type,
-                                 bool adjacent)
+static void attention_world_init(struct attention_world *w, enum cpu_level level, int threads,
+                                 enum dtype type, bool adjacent)
 {
     struct test_random random = {9};
     w->d = device_open(level, threads, HEADS * DIM);
@@ -249,16 +259,35 @@ static void attention_step(struct attention_world *w, const int from[2], const i
         int n = to[s] - from[s];
         if (n == 0) continue;
         memcpy(q + rows * HEADS * DIM, w->q[s] + from[s] * HEADS * DIM, (size_t)n * HEADS * DIM * sizeof *q);
-        memcpy(k + rows * KV_HEADS * DIM, w->k[s] + from[s] * KV_HEADS * DIM, (size_t)n * KV_HEADS * DIM * sizeof *k);
-        memcpy(v + rows * KV_HEADS * DIM, w->v[s] + from[s] * KV_HEADS * DIM, (size_t)n * KV_HEADS * DIM * sizeof *v);
+        memcpy(k + rows * KV_HEADS * DIM, w->k[s] + from[s] * KV_HEADS * DIM,
+               (size_t)n * KV_HEADS * DIM * sizeof *k);
+        memcpy(v + rows * KV_HEADS * DIM, w->v[s] + from[s] * KV_HEADS * DIM,
+               (size_t)n * KV_HEADS * DIM * sizeof *v);
         seqs[count++] = (struct seq_rows){rows, n, from[s], pages_of[s]};
         rows += n;
     }
-    struct rope_kv_args rope = {.rows = rows, .heads = HEADS, .layer = LAYER, .q = q, .k = k, .v = v,
-                                .rope_dims = ROPE, .inv_freq = w->inv_freq, .magnitude = 1.25f,
-                                .adjacent_pairs = w->adjacent, .seq_count = count, .seqs = seqs, .cache = &w->cache};
-    struct attention_args attention = {.rows = rows, .heads = HEADS, .layer = LAYER, .q = q, .y = y, .scale = 0.25f,
-                                       .seq_count = count, .seqs = seqs, .cache = &w->cache};
+    struct rope_kv_args rope = {.rows = rows,
+                                .heads = HEADS,
+                                .layer = LAYER,
+                                .q = q,
+                                .k = k,
+                                .v = v,
+                                .rope_dims = ROPE,
+                                .inv_freq = w->inv_freq,
+                                .magnitude = 1.25f,
+                                .adjacent_pairs = w->adjacent,
+                                .seq_count = count,
+                                .seqs = seqs,
+                                .cache = &w->cache};
+    struct attention_args attention = {.rows = rows,
+                                       .heads = HEADS,
+                                       .layer = LAYER,
+                                       .q = q,
+                                       .y = y,
+                                       .scale = 0.25f,
+                                       .seq_count = count,
+                                       .seqs = seqs,
+                                       .cache = &w->cache};
     w->d->ops->rope_kv(w->d, &rope);
     w->d->ops->attention(w->d, &attention);
     assert_int_equal(w->d->ops->sync(w->d), ST_OK);
@@ -407,13 +436,17 @@ static void others_pack_while_ops_run(void **state)
     struct test_weight w;
     test_weight_make(d, &random, DTYPE_Q4_1, OUTPUTS, COLS, &w);
     test_fill(&random, x, ROWS_MAX * COLS);
-    struct site_group_args a = {.rows = ROWS_MAX, .x = x, .x_stride = COLS, .site_count = 1,
+    struct site_group_args a = {.rows = ROWS_MAX,
+                                .x = x,
+                                .x_stride = COLS,
+                                .site_count = 1,
                                 .site = {{PROJ_Q, w.packed, first, OUTPUTS}}};
     d->ops->site_group(d, &a);
 
     struct packer packers[2] = {{d, 0}, {d, 0}};
     pthread_t thread[2];
-    for (int i = 0; i < 2; i++) assert_int_equal(pthread_create(&thread[i], NULL, pack_beside, &packers[i]), 0);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&thread[i], NULL, pack_beside, &packers[i]), 0);
     a.site[0].y = y;
     for (int i = 0; i < 200; i++) {
         d->ops->site_group(d, &a);

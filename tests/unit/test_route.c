@@ -11,7 +11,8 @@
 
 static struct lr_site site(int experts, enum gate_rule rule, int k, float temperature)
 {
-    return (struct lr_site){.experts = experts, .rank = 1, .rule = rule, .top_k = k, .temperature = temperature};
+    return (struct lr_site){
+        .experts = experts, .rank = 1, .rule = rule, .top_k = k, .temperature = temperature};
 }
 
 /* fp32 exponentials and sums of a few terms: some units in the last place of 1 */
@@ -25,8 +26,10 @@ static void expect(struct lr_site s, const float *logits, int count, const int32
     route_gates(&s, logits, got_chosen, got_gate);
     for (int i = 0; i < count; i++) {
         assert_int_equal(got_chosen[i], chosen[i]);
-        if (isnan(gate[i])) assert_true(isnan(got_gate[i]));
-        else assert_true(fabsf(got_gate[i] - gate[i]) <= TOLERANCE);
+        if (isnan(gate[i]))
+            assert_true(isnan(got_gate[i]));
+        else
+            assert_true(fabsf(got_gate[i] - gate[i]) <= TOLERANCE);
     }
 }
 
@@ -43,7 +46,8 @@ static const float octaves[4] = {0, 0.69314718f, 1.3862944f, 0};
 static void dense_is_softmax(void **state)
 {
     (void)state;
-    expect(site(4, GATE_DENSE, 0, 1), octaves, 4, (int32_t[]){0, 1, 2, 3}, (float[]){.125f, .25f, .5f, .125f});
+    expect(site(4, GATE_DENSE, 0, 1), octaves, 4, (int32_t[]){0, 1, 2, 3},
+           (float[]){.125f, .25f, .5f, .125f});
     /* temperature 1/2 squares the shares: 1, 4, 16, 1 of 22 */
     expect(site(4, GATE_DENSE, 0, .5f), octaves, 4, (int32_t[]){0, 1, 2, 3},
            (float[]){1 / 22.0f, 4 / 22.0f, 16 / 22.0f, 1 / 22.0f});
@@ -110,9 +114,9 @@ static void the_most_experts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(plain_lora_has_gate_one),    cmocka_unit_test(dense_is_softmax),
-        cmocka_unit_test(topk_renormalises),          cmocka_unit_test(topk_raw_does_not),
-        cmocka_unit_test(ties_go_to_the_lower_index), cmocka_unit_test(nan_is_chosen_last),
+        cmocka_unit_test(plain_lora_has_gate_one),     cmocka_unit_test(dense_is_softmax),
+        cmocka_unit_test(topk_renormalises),           cmocka_unit_test(topk_raw_does_not),
+        cmocka_unit_test(ties_go_to_the_lower_index),  cmocka_unit_test(nan_is_chosen_last),
         cmocka_unit_test(huge_logits_do_not_overflow), cmocka_unit_test(the_most_experts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

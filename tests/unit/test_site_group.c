@@ -14,11 +14,11 @@
 
 #include <cmocka.h>
 
-#define D_IN      96
-#define ROWS_MAX  40
-#define OUT_MAX   80
-#define LR_WIDTH  65536
-#define Y_GAP     3 /* columns between rows of y that nobody may touch */
+#define D_IN     96
+#define ROWS_MAX 40
+#define OUT_MAX  80
+#define LR_WIDTH 65536
+#define Y_GAP    3 /* columns between rows of y that nobody may touch */
 
 /* The groups of a layer. */
 struct group_shape {
@@ -59,7 +59,8 @@ static void world_init(struct world *w, enum cpu_level level, int threads, enum 
 {
     w->d = device_open(level, threads, LR_WIDTH);
     w->random.state = 11;
-    for (int p = 0; p < PROJ_COUNT; p++) test_weight_make(w->d, &w->random, type, all_sites[p], D_IN, &w->weight[p]);
+    for (int p = 0; p < PROJ_COUNT; p++)
+        test_weight_make(w->d, &w->random, type, all_sites[p], D_IN, &w->weight[p]);
     test_fill(&w->random, w->x, ROWS_MAX * (D_IN + 1));
 }
 
@@ -82,8 +83,14 @@ static void run_group(struct world *w, const struct group_shape *g, int first_ro
                       const struct lr_segment *segments, int segment_count, struct outputs *out)
 {
     struct site_group_args a = {
-        .rows = rows, .x = w->x + (size_t)first_row * (D_IN + 1), .x_stride = D_IN + 1, .site_count = g->site_count,
-        .epilogue = g->epilogue, .layer = 0, .segment_count = segment_count, .segments = segments,
+        .rows = rows,
+        .x = w->x + (size_t)first_row * (D_IN + 1),
+        .x_stride = D_IN + 1,
+        .site_count = g->site_count,
+        .epilogue = g->epilogue,
+        .layer = 0,
+        .segment_count = segment_count,
+        .segments = segments,
     };
     for (int s = 0; s < g->site_count; s++) {
         out->stride[s] = g->d_out[s] + Y_GAP;
@@ -103,7 +110,10 @@ static void run_group(struct world *w, const struct group_shape *g, int first_ro
                 assert_true(out->y[s][(size_t)r * out->stride[s] + c] == residual(first_row + r, c));
 }
 
-static int output_count(const struct group_shape *g) { return g->epilogue == EPILOGUE_SILU_MUL ? 1 : g->site_count; }
+static int output_count(const struct group_shape *g)
+{
+    return g->epilogue == EPILOGUE_SILU_MUL ? 1 : g->site_count;
+}
 
 /* The adapters of a test; segments name them by address. */
 struct test_set {
@@ -112,7 +122,8 @@ struct test_set {
     struct lr_member member[3];
 };
 
-static void set_make(struct test_set *s, int count, const struct test_adapter *const *adapters, const float *weights)
+static void set_make(struct test_set *s, int count, const struct test_adapter *const *adapters,
+                     const float *weights)
 {
     s->count = count;
     for (int m = 0; m < count; m++) {
@@ -144,8 +155,8 @@ static void oracle_site(struct world *w, enum projection p, int row, const struc
 static double silu(double t) { return t / (1 + exp(-t)); }
 
 /* Output `site` of one row: what the epilogue makes of it. */
-static void oracle_row(struct world *w, const struct group_shape *g, int site, int row, const struct test_set *set,
-                       double *y, double *bound)
+static void oracle_row(struct world *w, const struct group_shape *g, int site, int row,
+                       const struct test_set *set, double *y, double *bound)
 {
     oracle_site(w, g->projection[site], row, set, y, bound);
     if (g->epilogue == EPILOGUE_ADD) {
@@ -167,11 +178,12 @@ static void oracle_row(struct world *w, const struct group_shape *g, int site, i
 }
 
 /* Which set a row has: rows of segments in order, the others none. */
-static const struct test_set *set_of_row(const struct lr_segment *segments, int count, const struct test_set *sets,
-                                         int row)
+static const struct test_set *set_of_row(const struct lr_segment *segments, int count,
+                                         const struct test_set *sets, int row)
 {
     for (int i = 0; i < count; i++)
-        if (row >= segments[i].first_row && row < segments[i].first_row + segments[i].row_count) return &sets[i];
+        if (row >= segments[i].first_row && row < segments[i].first_row + segments[i].row_count)
+            return &sets[i];
     return NULL;
 }
 
@@ -189,8 +201,8 @@ static void expect_oracle(struct world *w, const struct lr_segment *segments, in
                 for (size_t o = 0; o < g->d_out[s]; o++) {
                     double got = out.y[s][(size_t)r * out.stride[s] + o];
                     if (!(fabs(got - y[o]) <= bound[o]))
-                        fail_msg("group %d site %d row %d output %zu: %.9g, not %.9g within %.3g", i, s, r, o, got,
-                                 y[o], bound[o]);
+                        fail_msg("group %d site %d row %d output %zu: %.9g, not %.9g within %.3g", i, s, r, o,
+                                 got, y[o], bound[o]);
                 }
             }
     }
@@ -216,7 +228,8 @@ static const struct test_site_shape shapes[] = {
 static void adapters_make(struct world *w, struct test_adapter *adapters)
 {
     for (int i = 0; i < SHAPE_COUNT; i++)
-        test_adapter_make(w->d, &w->random, &shapes[i], D_IN, i % 3 == 2 ? few_sites : all_sites, &adapters[i]);
+        test_adapter_make(w->d, &w->random, &shapes[i], D_IN, i % 3 == 2 ? few_sites : all_sites,
+                          &adapters[i]);
 }
 
 static void adapters_release(struct world *w, struct test_adapter *adapters)
@@ -270,8 +283,8 @@ static void best_level_matches_double_precision(void **state)
     matches_double_precision(CPU_LEVEL_BEST);
 }
 
-static void expect_same_row(const struct group_shape *g, const struct outputs *a, int a_row, const struct outputs *b,
-                            int b_row)
+static void expect_same_row(const struct group_shape *g, const struct outputs *a, int a_row,
+                            const struct outputs *b, int b_row)
 {
     for (int s = 0; s < output_count(g); s++)
         assert_memory_equal(a->y[s] + (size_t)a_row * a->stride[s], b->y[s] + (size_t)b_row * b->stride[s],
@@ -311,7 +324,8 @@ static void rows_are_independent(enum cpu_level level, int threads, enum dtype t
         if (g->epilogue == EPILOGUE_ADD) continue; /* its residual is told by the row's number */
         float forward_x[ROWS_MAX * (D_IN + 1)];
         memcpy(forward_x, w.x, sizeof forward_x);
-        for (int r = 0; r < 16; r++) memcpy(w.x + r * (D_IN + 1), forward_x + (15 - r) * (D_IN + 1), D_IN * sizeof *w.x);
+        for (int r = 0; r < 16; r++)
+            memcpy(w.x + r * (D_IN + 1), forward_x + (15 - r) * (D_IN + 1), D_IN * sizeof *w.x);
         run_group(&w, g, 0, 16, backward, backward_count, &reversed);
         memcpy(w.x, forward_x, sizeof forward_x);
         for (int r = 0; r < 16; r++) expect_same_row(g, &all, r, &reversed, 15 - r);
@@ -412,7 +426,8 @@ static void types_mix_in_a_group(void **state)
     const struct group_shape *qkv = &groups[0];
     struct weight *own_k = quantised.weight[PROJ_K].packed;
     run_group(&plain, qkv, 0, 20, NULL, 0, &alone);
-    quantised.weight[PROJ_K].packed = plain.weight[PROJ_K].packed; /* the same backend's: only its layout counts */
+    quantised.weight[PROJ_K].packed =
+        plain.weight[PROJ_K].packed; /* the same backend's: only its layout counts */
     run_group(&quantised, qkv, 0, 20, NULL, 0, &mixed);
     quantised.weight[PROJ_K].packed = own_k;
     assert_memory_equal(alone.y[1], mixed.y[1], 20 * alone.stride[1] * sizeof(float));
@@ -430,9 +445,19 @@ static void impossible_sites_are_refused(void **state)
     float ones[64];
     for (int i = 0; i < 64; i++) ones[i] = 1;
     const void *matrices[2] = {ones, ones};
-    const struct lr_site_source good = {.experts = 2, .rank = 2, .top_k = 1, .d_in = 8, .d_out = 8, .rule = GATE_TOPK,
-                                        .temperature = 1, .type = DTYPE_F32, .router_type = DTYPE_F32, .router = ones,
-                                        .a = matrices, .b = matrices, .scale = ones};
+    const struct lr_site_source good = {.experts = 2,
+                                        .rank = 2,
+                                        .top_k = 1,
+                                        .d_in = 8,
+                                        .d_out = 8,
+                                        .rule = GATE_TOPK,
+                                        .temperature = 1,
+                                        .type = DTYPE_F32,
+                                        .router_type = DTYPE_F32,
+                                        .router = ones,
+                                        .a = matrices,
+                                        .b = matrices,
+                                        .scale = ones};
     struct lr_site_source bad[10];
     for (int i = 0; i < 10; i++) bad[i] = good;
     bad[0].experts = 0;
