@@ -45,7 +45,8 @@ enum tokenizer_flags {
  * hostile input too (n log n at worst). ST_TOO_LARGE beyond 1 GiB. */
 NODISCARD enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t n,
                                        unsigned flags, struct token_list *out);
-/* Appends the bytes of ids. Exact inverse of encode without special tokens. ST_INVALID for an id out of range. */
+/* Appends the bytes of ids. Exact inverse of encode without special tokens. ST_INVALID for an id out of
+ * range. */
 NODISCARD enum status tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n,
                                        unsigned flags, struct strbuf *out);
 /* The bytes one token stands for; NULL and 0 for an id out of range, and for a control token under

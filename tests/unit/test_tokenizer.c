@@ -7,8 +7,10 @@
 #include "tests/support/alloc_fail.h"
 #include "tests/support/check.h"
 #include "tests/support/fixture.h"
+#include "tests/support/gguf_writer.h"
 #include "tests/support/random.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -436,7 +438,8 @@ static const struct damage {
     {"bpe-gpt-2", BYTES("bos_token_id\4\0\0\0"), BYTES("bos_token_id\6\0\0\0"), ST_BAD_FORMAT,
      "tokenizer.ggml.bos_token_id"},
     {"bpe-llama-bpe", BYTES("bos_token_id\4\0\0\0"), BYTES("xos_token_id"), ST_OK,
-     ""}, /* no bos: none is added */
+     ""},                                                                     /* no bos: none is added */
+    {"spm", BYTES("add_space_prefix"), BYTES("xdd_space_prefix"), ST_OK, ""}, /* there by default */
     {"spm", BYTES("ggml.scores"), BYTES("ggml.scorex"), ST_BAD_FORMAT, "scores: missing"},
     {"spm", BYTES("<0xA0>"), BYTES("<0xZ0>"), ST_BAD_FORMAT, "is no byte token"},
     {"spm", BYTES("<0xA0>"), BYTES("<0xA1>"), ST_BAD_FORMAT, "a second one"},
@@ -465,6 +468,92 @@ static void test_what_is_wrong_is_said(void **state)
         tokenizer_close(t);
         gguf_free(g);
         free(bytes);
+    }
+}
+
+/* A vocabulary of a few tokens, of which one thing may be wrong. */
+struct small {
+    const char *model, *merges[3]; /* merges end at NULL */
+    size_t type_count;
+    uint32_t types[5];
+    size_t score_count;
+    float scores[5];
+    const char *flag; /* set to true */
+};
+static const char *const small_tokens[] = {"a", "b", "ab", "c", "<s>"};
+#define SMALL_TYPES  .type_count = 5, .types = {1, 1, 1, 1, 3}
+#define SMALL_SCORES .score_count = 5, .scores = {0}
+
+static enum status open_small(const struct small *v, struct strbuf *bytes, struct gguf **g,
+                              struct tokenizer **t, struct error *err)
+{
+    struct gguf_writer w = {.version = 3};
+    size_t merge_count = 0;
+    while (merge_count < 3 && v->merges[merge_count]) merge_count++;
+    gguf_put_string(&w, "tokenizer.ggml.model", v->model);
+    gguf_put_strings(&w, "tokenizer.ggml.tokens", small_tokens, 5);
+    gguf_put_strings(&w, "tokenizer.ggml.merges", v->merges, merge_count);
+    gguf_put_array(&w, "tokenizer.ggml.token_type", GGUF_I32, v->type_count, v->types, 4 * v->type_count);
+    if (v->score_count)
+        gguf_put_array(&w, "tokenizer.ggml.scores", GGUF_F32, v->score_count, v->scores, 4 * v->score_count);
+    if (v->flag) gguf_put_u64(&w, v->flag, GGUF_BOOL, 1);
+    gguf_finish(&w, bytes);
+    assert_false(bytes->failed);
+    assert_int_equal(gguf_parse(bytes->data, bytes->size, g, NULL), ST_OK);
+    return tokenizer_open(*g, t, err);
+}
+
+static void test_small_vocabularies(void **state)
+{
+    (void)state;
+    static const struct {
+        struct small vocabulary;
+        enum status status;
+        const char *message;
+    } cases[] = {
+        {{"gpt2", {"a b"}, SMALL_TYPES}, ST_OK, ""},
+        {{"gpt2", {"a b", "a b"}, SMALL_TYPES}, ST_BAD_FORMAT, "merge 1, 'a b', is there twice"},
+        {{"gpt2", {"a b", "a c"}, SMALL_TYPES}, ST_BAD_FORMAT, "merge 1, 'a c', is not of two tokens"},
+        {{"gpt2", {"a b", "ab"}, SMALL_TYPES}, ST_BAD_FORMAT, "merge 1"},
+        {{"gpt2", {"< s>"}, SMALL_TYPES},
+         ST_BAD_FORMAT,
+         "merge 0"}, /* a control token is none of plain text */
+        {{"gpt2", {"a b"}, .type_count = 4, .types = {1, 1, 1, 1}},
+         ST_BAD_FORMAT,
+         "count 4; needed are type 5, count 5"},
+        {{"gpt2", {"a b"}, .type_count = 5, .types = {1, 1, 1, 7, 3}}, ST_BAD_FORMAT, "token 3 has type 7"},
+        {{"gpt2", {"a b"}, .type_count = 5, .types = {3, 3, 3, 3, 3}},
+         ST_BAD_FORMAT,
+         "no token of a single byte"},
+        {{"gpt2", {"a b"}, .type_count = 5, .types = {6, 1, 1, 1, 3}},
+         ST_BAD_FORMAT,
+         "'a' (token 0) is no byte token"},
+        {{"gpt2", {"a b"}, SMALL_TYPES, .flag = "tokenizer.ggml.add_bos_token"},
+         ST_BAD_FORMAT,
+         "bos_token_id is missing"},
+        {{"gpt2", {"a b"}, SMALL_TYPES, .flag = "tokenizer.ggml.add_eos_token"},
+         ST_BAD_FORMAT,
+         "eos_token_id is missing"},
+        {{"llama", {0}, SMALL_TYPES, SMALL_SCORES}, ST_UNSUPPORTED, "256 of the 256 byte tokens"},
+        {{"llama", {0}, SMALL_TYPES, .score_count = 3}, ST_BAD_FORMAT, "count 3"},
+        {{"llama", {0}, SMALL_TYPES, .score_count = 5, .scores = {[2] = NAN}},
+         ST_BAD_FORMAT,
+         "token 2 is NaN"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct strbuf bytes = {0};
+        struct gguf *g;
+        struct tokenizer *t = NULL;
+        struct error err = {0};
+        enum status st = open_small(&cases[i].vocabulary, &bytes, &g, &t, &err);
+        if (cases[i].status)
+            assert_refused(st, cases[i].status, err, cases[i].message);
+        else
+            assert_ok(st, err);
+        if (t) ASSERT_IDS(t, "abcab?", 0, 2, 3, 2); /* no pre-tokenizer named, no token for '?' */
+        tokenizer_close(t);
+        gguf_free(g);
+        strbuf_release(&bytes);
     }
 }
 
@@ -519,6 +608,7 @@ int main(void)
         cmocka_unit_test(test_long_texts),
         cmocka_unit_test(test_random_bytes),
         cmocka_unit_test(test_what_is_wrong_is_said),
+        cmocka_unit_test(test_small_vocabularies),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
