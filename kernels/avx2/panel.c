@@ -247,23 +247,27 @@ void panel_act_pack(void *dst, const float *x, size_t x_stride, size_t inputs, i
 
 /* ---- the product's order of work ---- */
 
-/* One panel times the tiles of rows [0, rows). A last panel may have fewer outputs than its layout. */
-static void panel_times_rows(panel_fn *const fns[], const uint8_t *w, const uint8_t *act, size_t inputs,
-                             int rows, size_t outputs, struct panel_ahead ahead, float *y, size_t y_stride)
+/* One panel times the tiles of rows [0, rows), which together fetch the panel after it if `more`. A last
+ * panel may have fewer outputs than its layout. */
+static void panel_times_rows(panel_fn *const fns[], const uint8_t *w, size_t bytes, bool more,
+                             const uint8_t *act, size_t inputs, int rows, size_t outputs, float *y,
+                             size_t y_stride)
 {
-    for (int r = 0; r < rows; r += TILE_ROWS, act += tile_bytes(inputs)) {
+    size_t blocks = inputs / PANEL_BLOCK, tiles = (size_t)(rows + TILE_ROWS - 1) / TILE_ROWS;
+    size_t lines = more ? (bytes / 64 + tiles * blocks - 1) / (tiles * blocks) : 0;
+    const uint8_t *ahead = w + bytes, *ahead_end = w + 2 * bytes;
+    for (int r = 0; r < rows; r += TILE_ROWS, act += tile_bytes(inputs), ahead += lines * 64 * blocks) {
         int n = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
         float *to = y + (size_t)r * y_stride;
+        if (ahead >= ahead_end) lines = 0;
         if (outputs >= PANEL_OUTPUTS) {
-            fns[n](w, (const void *)act, inputs, ahead, to, y_stride);
+            fns[n](w, (const void *)act, inputs, to, y_stride, ahead, lines);
         } else {
             float whole[TILE_ROWS][PANEL_OUTPUTS];
-            fns[n](w, (const void *)act, inputs, ahead, whole[0], PANEL_OUTPUTS);
+            fns[n](w, (const void *)act, inputs, whole[0], PANEL_OUTPUTS, ahead, lines);
             for (int i = 0; i < n; i++)
                 for (size_t o = 0; o < outputs; o++) to[(size_t)i * y_stride + o] = whole[i][o];
         }
-        ahead.next += ahead.lines * 64 * (inputs / PANEL_BLOCK);
-        if (ahead.next >= ahead.end) ahead.lines = 0;
     }
 }
 
@@ -283,13 +287,11 @@ void panel_multiply(panel_fn *const fns[TILE_ROWS + 1], const void *w, enum dtyp
     int group = rows_at_once(inputs);
     for (int r = 0; r < rows; r += group) {
         int n = rows - r < group ? rows - r : group;
-        size_t calls = (size_t)(n + TILE_ROWS - 1) / TILE_ROWS * (inputs / PANEL_BLOCK);
         for (size_t o = begin; o < end; o += PANEL_OUTPUTS) {
             const uint8_t *panel = (const uint8_t *)w + o / PANEL_OUTPUTS * bytes;
-            struct panel_ahead ahead = {panel + bytes, panel + 2 * bytes, 0};
-            if (o + PANEL_OUTPUTS < outputs) ahead.lines = (bytes / 64 + calls - 1) / calls;
-            panel_times_rows(fns, panel, (const uint8_t *)act + (size_t)(r / TILE_ROWS) * tile_bytes(inputs),
-                             inputs, n, end - o, ahead, y + (size_t)r * y_stride + (o - begin), y_stride);
+            panel_times_rows(fns, panel, bytes, o + PANEL_OUTPUTS < outputs,
+                             (const uint8_t *)act + (size_t)(r / TILE_ROWS) * tile_bytes(inputs), inputs, n,
+                             end - o, y + (size_t)r * y_stride + (o - begin), y_stride);
         }
     }
 }

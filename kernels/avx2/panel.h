@@ -87,20 +87,16 @@ struct tile_block {
 
 static inline size_t tile_bytes(size_t inputs) { return inputs / PANEL_BLOCK * sizeof(struct tile_block); }
 
-/* What a call fetches while it works: its share of the panel that follows. */
-struct panel_ahead {
-    const uint8_t *next, *end;
-    size_t lines; /* a block */
-};
+/* One panel times one tile: y[row][output], stride y_stride. With every block, `lines` cache lines from
+ * `ahead` on are fetched: a share of the panel that follows. */
+typedef void panel_fn(const uint8_t *w, const struct tile_block *t, size_t inputs, float *y, size_t y_stride,
+                      const uint8_t *ahead, size_t lines);
 
-static inline void panel_ahead_fetch(struct panel_ahead *a)
+static inline const uint8_t *panel_fetch(const uint8_t *ahead, size_t lines)
 {
-    for (size_t i = 0; i < a->lines; i++, a->next += 64) __builtin_prefetch(a->next, 0, 2);
+    for (; lines > 0; lines--, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+    return ahead;
 }
-
-/* One panel times one tile: y[row][output], stride y_stride. */
-typedef void panel_fn(const uint8_t *w, const struct tile_block *t, size_t inputs, struct panel_ahead ahead,
-                      float *y, size_t y_stride);
 
 /* The product by fns[rows of a tile]; the rest is as for `multiply` of struct cpu_product. */
 void panel_multiply(panel_fn *const fns[TILE_ROWS + 1], const void *w, enum dtype type, const void *act,

@@ -54,14 +54,15 @@ INLINE void multiply_tile(enum dtype type, int rows, int panels, const uint8_t *
     {                                                                                         \
         multiply_tile(DTYPE_##type, rows, panels, w, t, inputs, y);                           \
     }
-#define TILE_FNS(type)                                                                                  \
-    TILE_FN(type, 1, 1)                                                                                 \
-    TILE_FN(type, 2, 1) TILE_FN(type, 3, 1) TILE_FN(type, 4, 1) TILE_FN(type, 1, 4) TILE_FN(type, 2, 2) \
-        TILE_FN(type, 3, 2) static const struct float_step steps_##type[TILE_ROWS + 1] = {              \
-            {0},                                                                                        \
-            {type##_1_1, type##_1_4, 4},                                                                \
-            {type##_2_1, type##_2_2, 2},                                                                \
-            {type##_3_1, type##_3_2, 2},                                                                \
+#define TILE_FNS(type)                                                                     \
+    TILE_FN(type, 1, 1)                                                                    \
+    TILE_FN(type, 2, 1)                                                                    \
+    TILE_FN(type, 3, 1) TILE_FN(type, 4, 1) TILE_FN(type, 1, 4) TILE_FN(type, 2, 2)        \
+        TILE_FN(type, 3, 2) static const struct float_step steps_##type[TILE_ROWS + 1] = { \
+            {0},                                                                           \
+            {type##_1_1, type##_1_4, 4},                                                   \
+            {type##_2_1, type##_2_2, 2},                                                   \
+            {type##_3_1, type##_3_2, 2},                                                   \
             {type##_4_1, type##_4_1, 1}};
 TILE_FNS(F32)
 TILE_FNS(F16)

@@ -158,7 +158,7 @@ INLINE void block_multiply(struct panel_format f, int rows, const uint8_t *head,
 
 /* One panel times one tile. */
 INLINE void panel_times_tile(struct panel_format f, int rows, const uint8_t *w, const struct tile_block *t,
-                             size_t inputs, struct panel_ahead ahead, float *y, size_t y_stride)
+                             size_t inputs, float *y, size_t y_stride, const uint8_t *ahead, size_t lines)
 {
     __m256 sums[TILE_ROWS][VECTORS];
     UNROLL for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
@@ -166,7 +166,7 @@ INLINE void panel_times_tile(struct panel_format f, int rows, const uint8_t *w, 
         const uint8_t *head = w;
         w += panel_head_bytes(f);
         for (size_t b = 0; b < panel_super_blocks(f); b++, t++, w += panel_block_bytes(f)) {
-            panel_ahead_fetch(&ahead);
+            ahead = panel_fetch(ahead, lines);
             block_multiply(f, rows, head, w, t, sums);
         }
     }
@@ -177,11 +177,11 @@ INLINE void panel_times_tile(struct panel_format f, int rows, const uint8_t *w, 
     }
 }
 
-#define PANEL_FN(type, rows)                                                               \
-    static void type##_##rows(const uint8_t *w, const struct tile_block *t, size_t inputs, \
-                              struct panel_ahead ahead, float *y, size_t y_stride)         \
-    {                                                                                      \
-        panel_times_tile(PANEL_##type, rows, w, t, inputs, ahead, y, y_stride);            \
+#define PANEL_FN(type, rows)                                                                         \
+    static void type##_##rows(const uint8_t *w, const struct tile_block *t, size_t inputs, float *y, \
+                              size_t y_stride, const uint8_t *ahead, size_t lines)                   \
+    {                                                                                                \
+        panel_times_tile(PANEL_##type, rows, w, t, inputs, y, y_stride, ahead, lines);               \
     }
 #define X(type, ...) PANEL_FN(type, 1) PANEL_FN(type, 2) PANEL_FN(type, 3) PANEL_FN(type, 4)
 PANEL_FORMATS(X)

@@ -98,7 +98,7 @@ INLINE void block_multiply(struct panel_format f, int rows, const uint8_t *head,
 
 /* One panel times one tile. */
 INLINE void panel_times_tile(struct panel_format f, int rows, const uint8_t *w, const struct tile_block *t,
-                             size_t inputs, struct panel_ahead ahead, float *y, size_t y_stride)
+                             size_t inputs, float *y, size_t y_stride, const uint8_t *ahead, size_t lines)
 {
     __m512 sums[TILE_ROWS];
     UNROLL for (int r = 0; r < rows; r++) sums[r] = _mm512_setzero_ps();
@@ -106,18 +106,18 @@ INLINE void panel_times_tile(struct panel_format f, int rows, const uint8_t *w, 
         const uint8_t *head = w;
         w += panel_head_bytes(f);
         for (size_t b = 0; b < panel_super_blocks(f); b++, t++, w += panel_block_bytes(f)) {
-            panel_ahead_fetch(&ahead);
+            ahead = panel_fetch(ahead, lines);
             block_multiply(f, rows, head, w, t, sums);
         }
     }
     UNROLL for (int r = 0; r < rows; r++) _mm512_storeu_ps(y + (size_t)r * y_stride, sums[r]);
 }
 
-#define PANEL_FN(type, rows)                                                               \
-    static void type##_##rows(const uint8_t *w, const struct tile_block *t, size_t inputs, \
-                              struct panel_ahead ahead, float *y, size_t y_stride)         \
-    {                                                                                      \
-        panel_times_tile(PANEL_##type, rows, w, t, inputs, ahead, y, y_stride);            \
+#define PANEL_FN(type, rows)                                                                         \
+    static void type##_##rows(const uint8_t *w, const struct tile_block *t, size_t inputs, float *y, \
+                              size_t y_stride, const uint8_t *ahead, size_t lines)                   \
+    {                                                                                                \
+        panel_times_tile(PANEL_##type, rows, w, t, inputs, y, y_stride, ahead, lines);               \
     }
 #define X(type, ...) PANEL_FN(type, 1) PANEL_FN(type, 2) PANEL_FN(type, 3) PANEL_FN(type, 4)
 PANEL_FORMATS(X)
