@@ -4,7 +4,6 @@
 #include "tests/support/check.h"
 #include "tests/support/fixture.h"
 #include "tests/support/gguf_writer.h"
-#include "tests/support/temp_folder.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -33,8 +32,7 @@ struct change {
 
 struct stage {
     struct device *device;
-    struct temp_folder folder;
-    struct test_path file;
+    struct test_path folder, file;
 };
 
 static bool same(const char *a, const char *b) { return a && b && strcmp(a, b) == 0; }
@@ -301,8 +299,8 @@ static int setup(void **state)
     static struct stage s;
     struct cpu_device_config c = {.level = CPU_REFERENCE, .threads = 1};
     if (cpu_device_open(&c, &s.device, NULL) != ST_OK) return -1;
-    temp_folder_make(&s.folder);
-    s.file = test_path("%s/model.gguf", s.folder.path);
+    s.folder = test_folder_make();
+    s.file = test_path("%s/model.gguf", s.folder.text);
     *state = &s;
     return 0;
 }
@@ -311,7 +309,7 @@ static int teardown(void **state)
 {
     struct stage *s = *state;
     s->device->ops->close(s->device);
-    temp_folder_remove(&s->folder);
+    test_folder_remove(&s->folder);
     return 0;
 }
 

@@ -1,0 +1,158 @@
+/* Lists of models and adapters, and their removal: each one task over the registry. */
+#include "server/adapters.h"
+
+#include "api/response.h"
+#include "server/handlers.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* One request about a name, or about all. */
+struct lookup {
+    struct call call;
+    char name[160];
+};
+
+static void lookup_start(struct exchange *x, void (*work)(struct call *))
+{
+    struct lookup *l = calloc(1, sizeof *l);
+    if (!l) {
+        struct api_error err = {0};
+        api_error_from(&err, ST_NOMEM, NULL, NULL);
+        exchange_reply_error(x, &err);
+        return;
+    }
+    snprintf(l->name, sizeof l->name, "%s", exchange_param(x));
+    l->call.work = work;
+    call_start(x, &l->call);
+}
+
+static const char *name_of(const struct call *c) { return ((const struct lookup *)c)->name; }
+
+void adapter_not_found(struct api_error *err, const char *name, const char *param)
+{
+    api_error_set(err, 404, "model_not_found", param, "there is no adapter '%.128s'", name);
+}
+
+/* true: *st was an error, now in c->error. */
+static bool call_failed(struct call *c, enum status st, const struct error *cause)
+{
+    if (st == ST_NOT_FOUND)
+        adapter_not_found(&c->error, name_of(c), "name");
+    else if (st)
+        api_error_from(&c->error, st, cause, NULL);
+    return st != ST_OK;
+}
+
+void adapter_info_write(struct strbuf *out, const struct adapter_info *info)
+{
+    size_t count = (size_t)info->version_count;
+    struct adapter_version_entry *versions = calloc(count ? count : 1, sizeof *versions);
+    if (!versions) {
+        out->failed = true;
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const struct version_info *v = &info->versions[i];
+        versions[i] = (struct adapter_version_entry){v->version, v->hash, v->created, v->bytes, v->current, v->resident, v->leases};
+    }
+    struct adapter_entry entry = {
+        .name = info->name, .format = info->format, .targets = info->targets, .rank = info->rank,
+        .experts = info->experts, .top_k = info->top_k, .sites = info->sites, .parameters = info->parameters,
+        .versions = versions, .version_count = count,
+    };
+    adapter_write(out, &entry);
+    free(versions);
+}
+
+static struct model_entry model_of(const struct service *s, const struct adapter_info *info)
+{
+    struct model_entry m = {.id = info->name, .parent = s->config->model_name,
+                            .context_length = engine_shape(s->engine)->context_length};
+    if (info->version_count) m.created = info->versions[0].created;
+    return m;
+}
+
+static struct model_entry base_model(const struct service *s)
+{
+    return (struct model_entry){.id = s->config->model_name, .created = s->started,
+                                .context_length = engine_shape(s->engine)->context_length};
+}
+
+/* Calls write for each adapter between the list's brackets; `first` is whether none was written yet. */
+static void list_adapters(struct call *c, bool first,
+                          void (*write)(struct strbuf *, const struct service *, const struct adapter_info *))
+{
+    struct adapter_info *infos;
+    size_t count;
+    struct error cause = {0};
+    if (call_failed(c, registry_list(c->service->registry, TENANT, &infos, &count, &cause), &cause)) return;
+    for (size_t i = 0; i < count; i++) {
+        list_separate(&c->body, first && i == 0);
+        write(&c->body, c->service, &infos[i]);
+        adapter_info_release(&infos[i]);
+    }
+    free(infos);
+    list_end(&c->body);
+}
+
+static void write_as_model(struct strbuf *out, const struct service *s, const struct adapter_info *info)
+{
+    struct model_entry m = model_of(s, info);
+    model_write(out, &m);
+}
+
+static void write_as_adapter(struct strbuf *out, const struct service *s, const struct adapter_info *info)
+{
+    (void)s;
+    adapter_info_write(out, info);
+}
+
+static void work_models(struct call *c)
+{
+    struct model_entry base = base_model(c->service);
+    list_begin(&c->body);
+    model_write(&c->body, &base);
+    list_adapters(c, false, write_as_model);
+}
+
+static void work_adapters(struct call *c)
+{
+    list_begin(&c->body);
+    list_adapters(c, true, write_as_adapter);
+}
+
+static void get_one(struct call *c,
+                    void (*write)(struct strbuf *, const struct service *, const struct adapter_info *))
+{
+    struct adapter_info info;
+    struct error cause = {0};
+    if (call_failed(c, registry_get(c->service->registry, TENANT, name_of(c), &info, &cause), &cause)) return;
+    write(&c->body, c->service, &info);
+    adapter_info_release(&info);
+}
+
+static void work_model(struct call *c)
+{
+    if (strcmp(name_of(c), c->service->config->model_name) != 0) {
+        get_one(c, write_as_model);
+        return;
+    }
+    struct model_entry base = base_model(c->service);
+    model_write(&c->body, &base);
+}
+
+static void work_adapter(struct call *c) { get_one(c, write_as_adapter); }
+
+static void work_delete(struct call *c)
+{
+    struct error cause = {0};
+    if (call_failed(c, registry_delete(c->service->registry, TENANT, name_of(c), &cause), &cause)) return;
+    strbuf_printf(&c->body, "{\"name\": \"%s\", \"object\": \"adapter\", \"deleted\": true}", name_of(c));
+}
+
+void models_get(struct exchange *x) { lookup_start(x, work_models); }
+void model_get(struct exchange *x) { lookup_start(x, work_model); }
+void adapters_get(struct exchange *x) { lookup_start(x, work_adapters); }
+void adapter_get(struct exchange *x) { lookup_start(x, work_adapter); }
+void adapter_delete(struct exchange *x) { lookup_start(x, work_delete); }

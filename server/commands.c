@@ -1,0 +1,40 @@
+#include "server/commands.h"
+
+#include "adapters/registry.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+int command_failed(const struct error *err)
+{
+    fprintf(stderr, "medley: %s\n", err->message[0] ? err->message : status_text(err->status));
+    return 1;
+}
+
+#define BAR_WIDTH 40
+
+void progress_show(void *ctx, double done)
+{
+    int *shown = ctx; /* cells of the bar; -1: nothing yet */
+    int cells = (int)(done * BAR_WIDTH);
+    if (!isatty(STDERR_FILENO) || cells == *shown) return;
+    *shown = cells;
+    fprintf(stderr, "\rloading [%-*.*s] %3.0f%%%s", BAR_WIDTH, cells, "########################################",
+            100 * done, done >= 1 ? "\n" : "");
+}
+
+void registry_config_fill(const struct config *c, const struct engine *e, struct device *device,
+                          const char *data_dir, struct registry_config *out)
+{
+    const struct model_shape *s = engine_shape(e);
+    *out = (struct registry_config){
+        .data_dir = data_dir, .device = device, .resident_bytes = c->adapter_bytes,
+        .upload_bytes_max = c->upload_bytes, .lr_width_max = c->lr_width,
+        .base = {.layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads, .head_dim = s->head_dim,
+                 .qk_permuted = s->qk_permuted, .rank_max = c->rank_max, .experts_max = c->experts_max},
+    };
+    memcpy(out->base_fingerprint, s->fingerprint, sizeof out->base_fingerprint);
+    for (int p = 0; p < PROJ_COUNT; p++)
+        model_shape_projection(s, (enum projection)p, &out->base.d_in[p], &out->base.d_out[p]);
+}

@@ -1,0 +1,141 @@
+#include "server/config.h"
+
+#include "base/file.h"
+#include "base/log.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SERVE = COMMAND_SERVE, GENERATE = COMMAND_GENERATE, RUNS = SERVE | GENERATE };
+
+#define AT(member) offsetof(struct config, member)
+
+static const struct option options[] = {
+    {"model", "FILE", "the model, a GGUF file (required)", OPTION_STRING, AT(model), .commands = RUNS},
+    {"config", "FILE", "a JSON file of these options, {\"max-batch\": 32, ...}", OPTION_STRING, AT(file), .commands = SERVE},
+    {"data", "DIR", "where adapters are kept (~/.local/share/medley)", OPTION_STRING, AT(data), .commands = SERVE},
+    {"listen", "HOST:PORT", "address; port 0 picks a free one (127.0.0.1:8080)", OPTION_STRING, AT(listen), .commands = SERVE},
+    {"insecure-listen", NULL, "allow an address others can reach although no key is set", OPTION_FLAG, AT(insecure_listen), .commands = SERVE},
+    {"model-name", "NAME", "the base model's name in requests (the file's name without .gguf)", OPTION_STRING, AT(model_name), .commands = SERVE},
+    {"threads", "N", "compute threads; 0: one per core", OPTION_INT, AT(threads), 0, 1024, RUNS},
+    {"cpu-level", "LEVEL", "instruction set; default: the machine's best", OPTION_STRING, AT(cpu_level), .commands = RUNS, .choices = "reference|avx2|avx512"},
+    {"max-batch", "N", "sequences decoded together (64)", OPTION_INT, AT(max_batch), 1, 4096, SERVE},
+    {"max-queue", "N", "sequences that may wait (1024)", OPTION_INT, AT(max_queue), 1, 1 << 20, SERVE},
+    {"prefill-chunk", "N", "prompt tokens read in one step at most (128)", OPTION_INT, AT(prefill_chunk), 1, 1 << 16, RUNS},
+    {"context", "N", "context length; 0: the model's own", OPTION_INT, AT(context), 0, 1 << 24, RUNS},
+    {"kv-bytes", "SIZE", "memory for keys and values (1G, or less where that is plenty)", OPTION_BYTES, AT(kv_bytes), .commands = RUNS},
+    {"kv-type", "TYPE", "element type of keys and values (f16)", OPTION_STRING, AT(kv_type), .commands = RUNS, .choices = "f16|f32"},
+    {"adapter-bytes", "SIZE", "memory for adapters (1G)", OPTION_BYTES, AT(adapter_bytes), .commands = SERVE},
+    {"upload-bytes", "SIZE", "largest adapter upload (1G)", OPTION_BYTES, AT(upload_bytes), .commands = SERVE},
+    {"rank-max", "N", "largest rank of an adapter's expert (256)", OPTION_INT, AT(rank_max), 1, LR_RANK_MAX, RUNS},
+    {"experts-max", "N", "most experts of an adapter's site (64)", OPTION_INT, AT(experts_max), 1, LR_EXPERTS_MAX, RUNS},
+    {"lr-width", "N", "scratch a row has for adapters, in numbers (4096)", OPTION_INT, AT(lr_width), 1, 1 << 20, RUNS},
+    {"max-connections", "N", "open connections (1024)", OPTION_INT, AT(max_connections), 1, 1 << 16, SERVE},
+    {"drain-seconds", "N", "time for running requests after SIGTERM (30)", OPTION_INT, AT(drain_seconds), 0, 86400, SERVE},
+    {"log-level", "LEVEL", "least severe messages shown (info)", OPTION_STRING, AT(log_level), .commands = SERVE, .choices = "debug|info|warn|error|off"},
+    {"adapter", "PATH", "an adapter's folder or archive; repeat for a set", OPTION_LIST, AT(adapters), .commands = GENERATE},
+    {"chat", NULL, "the prompt is a user's message: apply the chat template", OPTION_FLAG, AT(chat), .commands = GENERATE},
+    {"system", "TEXT", "a system message, with --chat", OPTION_STRING, AT(system), .commands = GENERATE},
+    {"max-tokens", "N", "stop after N tokens (256)", OPTION_INT, AT(max_tokens), 1, INT_MAX, GENERATE},
+    {"temperature", "X", "0 is greedy (0.8)", OPTION_REAL, AT(temperature), 0, 2, GENERATE},
+    {"top-p", "X", "nucleus sampling; 1: off", OPTION_REAL, AT(top_p), 0, 1, GENERATE},
+    {"top-k", "N", "sample among the N likeliest; 0: off", OPTION_INT, AT(top_k), 0, INT_MAX, GENERATE},
+    {"seed", "N", "the same seed gives the same text; default: random", OPTION_SEED, AT(seed), .commands = GENERATE},
+};
+
+#define OPTION_COUNT (sizeof options / sizeof *options)
+
+static struct option_table table_of(enum command command)
+{
+    return (struct option_table){options, OPTION_COUNT, command};
+}
+
+void config_help(enum command command, FILE *out)
+{
+    struct option_table t = table_of(command);
+    options_help(&t, out);
+}
+
+static void set_defaults(struct config *c)
+{
+    *c = (struct config){
+        .kv_type = "f16", .listen = "127.0.0.1:8080", .log_level = "info", .max_batch = 64, .max_queue = 1024,
+        .prefill_chunk = 128, .lr_width = 4096, .adapter_bytes = (size_t)1 << 30, .upload_bytes = (size_t)1 << 30,
+        .rank_max = 256, .experts_max = 64, .max_connections = 1024, .drain_seconds = 30, .max_tokens = 256,
+        .temperature = 0.8, .top_p = 1,
+    };
+}
+
+static enum status read_file(const struct option_table *t, struct config *c, const bool *given, struct error *err)
+{
+    struct file_map map;
+    enum status st = file_map(c->file, &map, err);
+    if (st) return st;
+    st = json_parse(map.data ? map.data : "", map.size, &c->json, err);
+    file_unmap(&map);
+    return st ? st : options_read_object(t, c->json, c, given, err);
+}
+
+/* "/models/Llama-3.gguf" is called "Llama-3". */
+static char *name_of_file(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *name = slash ? slash + 1 : path;
+    size_t n = strlen(name);
+    if (n > 5 && !strcmp(name + n - 5, ".gguf")) n -= 5;
+    return strndup(name, n);
+}
+
+static enum status complete(enum command command, struct config *c, struct error *err)
+{
+    if (command != COMMAND_INSPECT && !c->model)
+        return error_set(err, ST_INVALID, "--model FILE is required: a GGUF file");
+    if (command != COMMAND_SERVE) return ST_OK;
+    const char *key = getenv("MEDLEY_API_KEY");
+    if (key && key[0]) c->api_key = key;
+    if (!c->model_name) c->model_name = c->owned_name = name_of_file(c->model);
+    if (!c->data) {
+        const char *home = getenv("HOME");
+        if (!home || asprintf(&c->owned_data, "%s/.local/share/medley", home) < 0)
+            return error_set(err, ST_INVALID, "--data DIR is required where there is no home folder");
+        c->data = c->owned_data;
+    }
+    return c->model_name ? ST_OK : error_set(err, ST_NOMEM, "out of memory");
+}
+
+enum status config_read(enum command command, int argc, char **argv, struct config *out, struct error *err)
+{
+    bool given[OPTION_COUNT] = {0};
+    struct option_table t = table_of(command);
+    set_defaults(out);
+    enum status st = options_read(&t, argc, argv, out, given, &out->words, err);
+    if (!st && out->file) st = read_file(&t, out, given, err);
+    return st ? st : complete(command, out, err);
+}
+
+void config_release(struct config *c)
+{
+    cJSON_Delete(c->json);
+    free(c->owned_data);
+    free(c->owned_name);
+    *c = (struct config){0};
+}
+
+enum status config_open_device(const struct config *c, struct device **out, struct error *err)
+{
+    struct cpu_device_config d = {.level = CPU_LEVEL_BEST, .threads = c->threads};
+    if (c->cpu_level && cpu_level_parse(c->cpu_level, &d.level))
+        return error_set(err, ST_INVALID, "--cpu-level: unknown level '%s'", c->cpu_level);
+    return cpu_device_open(&d, out, err);
+}
+
+void config_engine(const struct config *c, struct device *device, struct engine_config *out)
+{
+    *out = (struct engine_config){
+        .model_path = c->model, .device = device, .max_batch = c->max_batch, .max_queue = c->max_queue,
+        .prefill_chunk = c->prefill_chunk, .kv_bytes = c->kv_bytes,
+        .kv_type = !strcmp(c->kv_type, "f32") ? DTYPE_F32 : DTYPE_F16,
+        .context_length = c->context, .lr_width = c->lr_width,
+    };
+}

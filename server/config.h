@@ -1,0 +1,46 @@
+/* What the commands can be told, with defaults: see `medley serve --help`. */
+#ifndef SERVER_CONFIG_H
+#define SERVER_CONFIG_H
+
+#include "engine/engine.h"
+#include "kernels/device.h"
+#include "server/options.h"
+
+enum command { COMMAND_SERVE = 1, COMMAND_GENERATE = 2, COMMAND_INSPECT = 4 };
+
+struct config {
+    /* model and device */
+    const char *model, *cpu_level, *kv_type;
+    int threads, max_batch, max_queue, prefill_chunk, context, lr_width;
+    size_t kv_bytes;
+    /* server */
+    const char *file, *data, *listen, *model_name, *log_level;
+    bool insecure_listen;
+    size_t adapter_bytes, upload_bytes;
+    int rank_max, experts_max, max_connections, drain_seconds;
+    /* generate */
+    struct option_list adapters;
+    bool chat;
+    const char *system;
+    int max_tokens, top_k;
+    double temperature, top_p;
+    struct option_seed seed;
+
+    struct option_list words; /* arguments that are no options */
+    const char *api_key;      /* from the environment only: MEDLEY_API_KEY; NULL: none */
+    cJSON *json;              /* owned: the file, where strings live */
+    char *owned_data, *owned_name; /* owned defaults */
+};
+
+/* Reads the arguments after the subcommand's name, then the file they name. The caller owes
+ * config_release, also after a failure. */
+NODISCARD enum status config_read(enum command command, int argc, char **argv, struct config *out,
+                                  struct error *err);
+void config_release(struct config *c);
+void config_help(enum command command, FILE *out);
+
+/* The device and the engine that the configuration describes; the same for every command. */
+NODISCARD enum status config_open_device(const struct config *c, struct device **out, struct error *err);
+void config_engine(const struct config *c, struct device *device, struct engine_config *out);
+
+#endif

@@ -1,0 +1,24 @@
+/* The handlers of all routes; http.h says what they owe. */
+#ifndef SERVER_HANDLERS_H
+#define SERVER_HANDLERS_H
+
+#include "server/http.h"
+
+void health_get(struct exchange *x);
+void ready_get(struct exchange *x);
+
+void models_get(struct exchange *x);
+void model_get(struct exchange *x);
+void adapters_get(struct exchange *x);
+void adapter_get(struct exchange *x);
+void adapter_delete(struct exchange *x);
+void adapter_put_begin(struct exchange *x);
+void adapter_put_data(struct exchange *x, const char *data, size_t n);
+void adapter_put_end(struct exchange *x);
+
+void completions_post(struct exchange *x);
+void chat_post(struct exchange *x);
+void tokenize_post(struct exchange *x);
+void detokenize_post(struct exchange *x);
+
+#endif
