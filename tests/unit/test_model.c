@@ -4,6 +4,7 @@
 #include "tests/support/check.h"
 #include "tests/support/fixture.h"
 #include "tests/support/gguf_writer.h"
+#include "tests/support/temp_folder.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -32,7 +33,8 @@ struct change {
 
 struct stage {
     struct device *device;
-    struct test_path folder, file;
+    struct temp_folder folder;
+    struct test_path file;
 };
 
 static bool same(const char *a, const char *b) { return a && b && strcmp(a, b) == 0; }
@@ -299,8 +301,8 @@ static int setup(void **state)
     static struct stage s;
     struct cpu_device_config c = {.level = CPU_REFERENCE, .threads = 1};
     if (cpu_device_open(&c, &s.device, NULL) != ST_OK) return -1;
-    s.folder = test_folder_make();
-    s.file = test_path("%s/model.gguf", s.folder.text);
+    temp_folder_make(&s.folder);
+    s.file = test_path("%s/model.gguf", s.folder.path);
     *state = &s;
     return 0;
 }
@@ -309,7 +311,7 @@ static int teardown(void **state)
 {
     struct stage *s = *state;
     s->device->ops->close(s->device);
-    test_folder_remove(&s->folder);
+    temp_folder_remove(&s->folder);
     return 0;
 }
 
