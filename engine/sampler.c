@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 16 /* independent partial results, so that the compiler can use vectors */
+#define LANES 16  /* independent partial results, so that the compiler can use vectors */
+#define BLOCK 256 /* weights summed together, so that a draw walks over sums first */
 
 struct candidate {
     float logit;
@@ -19,6 +20,7 @@ struct sampler_scratch {
     size_t vocab;
     float *adjusted;             /* (vocab): logits after steps 1 to 4 */
     float *weight;               /* (vocab): exp((logit - max) / temperature) */
+    double *block_sum;           /* (vocab / BLOCK, rounded up): of weights */
     struct candidate *candidate; /* (vocab) */
 };
 
@@ -48,8 +50,9 @@ struct sampler_scratch *sampler_scratch_new(size_t vocab)
     s->vocab = vocab;
     s->adjusted = memory_zalloc(vocab, sizeof *s->adjusted);
     s->weight = memory_zalloc(vocab, sizeof *s->weight);
+    s->block_sum = memory_zalloc(vocab / BLOCK + 1, sizeof *s->block_sum);
     s->candidate = memory_zalloc(vocab, sizeof *s->candidate);
-    if (!s->adjusted || !s->weight || !s->candidate) {
+    if (!s->adjusted || !s->weight || !s->block_sum || !s->candidate) {
         sampler_scratch_free(s);
         return NULL;
     }
@@ -61,6 +64,7 @@ void sampler_scratch_free(struct sampler_scratch *s)
     if (!s) return;
     memory_free(s->adjusted);
     memory_free(s->weight);
+    memory_free(s->block_sum);
     memory_free(s->candidate);
     free(s);
 }
@@ -159,16 +163,18 @@ static bool logits_max(const float *l, size_t n, float *out)
     return !bad[0] && max[0] > -INFINITY;
 }
 
-/* exp(x) for x <= 0, to about one unit in the last place, 0 below the smallest normal number.
+union float_bits { float f; uint32_t u; };
+
+/* exp(x) for x <= 0, to about one unit in the last place, 0 below -87, where it is no normal number.
  * x = n ln 2 + r with |r| <= ln 2 / 2; the Taylor series of exp(r) to degree 7 is off by r^8 / 8!,
- * at most 5e-9. Written without branches or calls, so that loops over it become vector code. */
+ * at most 5e-9. Without branches or calls, so that loops over it become vector code; what comes
+ * out of too small an x is nonsense, and masked away. */
 static inline float exp_nonpositive(float x)
 {
     const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves an integer in the low bits */
-    float c = x < -87.0f ? -87.0f : x;
-    union { float f; int32_t i; } t = {.f = c * 1.44269504f + round};
+    union float_bits t = {.f = x * 1.44269504f + round};
     float n = t.f - round;
-    float r = (c - n * 0.693359375f) + n * 2.12194440e-4f; /* ln 2 in two parts */
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* ln 2 in two parts */
     float p = 1.0f / 5040;
     p = p * r + 1.0f / 720;
     p = p * r + 1.0f / 120;
@@ -177,22 +183,43 @@ static inline float exp_nonpositive(float x)
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    union { int32_t i; float f; } scale = {.i = (t.i - 0x4B400000 + 127) * (1 << 23)};
-    return x < -87.0f ? 0.0f : p * scale.f;
+    union float_bits scale = {.u = (t.u - 0x4B400000u + 127u) << 23};
+    union float_bits y = {.f = p * scale.f};
+    y.u &= -(uint32_t)(x >= -87.0f);
+    return y.f;
 }
 
-/* weight[i] = exp((l[i] - max) / temperature); their sum. */
-static double weights_compute(const float *l, size_t n, float max, float temperature, float *weight)
+/* Sums the weights by blocks; returns the sum of all. */
+static double blocks_sum(struct sampler_scratch *s)
 {
-    for (size_t i = 0; i < n; i++) weight[i] = exp_nonpositive((l[i] - max) / temperature);
-    double sum[LANES] = {0};
-    size_t whole = n - n % LANES;
-    for (size_t i = 0; i < whole; i += LANES)
-        for (int j = 0; j < LANES; j++) sum[j] += (double)weight[i + (size_t)j];
-    for (size_t i = whole; i < n; i++) sum[0] += (double)weight[i];
     double total = 0;
-    for (int j = 0; j < LANES; j++) total += sum[j];
+    for (size_t start = 0, b = 0; start < s->vocab; start += BLOCK, b++) {
+        const float *w = s->weight + start;
+        size_t n = s->vocab - start < BLOCK ? s->vocab - start : BLOCK, whole = n - n % LANES;
+        double sum[LANES] = {0};
+        for (size_t i = 0; i < whole; i += LANES)
+            for (int j = 0; j < LANES; j++) sum[j] += (double)w[i + (size_t)j];
+        for (size_t i = whole; i < n; i++) sum[0] += (double)w[i];
+        for (int j = 1; j < LANES; j++) sum[0] += sum[j];
+        s->block_sum[b] = sum[0];
+        total += sum[0];
+    }
     return total;
+}
+
+/* Fills weight[i] = exp((l[i] - max) / temperature), or 0 where that is below min_p; returns their
+ * sum. */
+static double weights_compute(struct sampler_scratch *s, const float *l, float max,
+                              float temperature, float min_p)
+{
+    /* Below that only the largest logits have any weight, and 1 / temperature stays finite. */
+    float scale = 1 / (temperature > 1e-6f ? temperature : 1e-6f);
+    float *w = s->weight;
+    for (size_t i = 0; i < s->vocab; i++) {
+        float v = exp_nonpositive((l[i] - max) * scale);
+        w[i] = v >= min_p ? v : 0;
+    }
+    return blocks_sum(s);
 }
 
 /* --- the likeliest few ------------------------------------------------------------------------- */
@@ -267,7 +294,7 @@ enum status logprob_compute(struct sampler_scratch *scratch, const float *logits
     size_t n = scratch->vocab;
     float max;
     if (!logits_max(logits, n, &max)) return logits_refuse(err);
-    double log_sum = (double)max + log(weights_compute(logits, n, max, 1, scratch->weight));
+    double log_sum = (double)max + log(weights_compute(scratch, logits, max, 1, 0));
 
     if ((size_t)top_count > n) top_count = (int)n;
     struct token_logprob lp = {.token = token, .top_count = top_count};
@@ -318,76 +345,101 @@ static double random_uniform(uint64_t seed, int index)
     return (double)(hash_mix(hash_mix(seed) ^ (uint64_t)index) >> 11) * 0x1p-53;
 }
 
-/* Steps 6, 8 and 9 among n candidates in order of likelihood. total: the weight top_p is a share of; 0: of
- * those that min_p leaves. */
-static int32_t candidates_draw(const struct sampling *r, const struct candidate *c, size_t n,
-                               double total, float *weight, double u)
+/* The weight at which u falls, walking over w[0..n) from `left` on; the last that is not 0 where
+ * rounding leaves a crumb beyond it. */
+static size_t weights_walk(const float *w, size_t n, double left)
 {
+    size_t last = 0;
     for (size_t i = 0; i < n; i++) {
-        weight[i] = exp_nonpositive((c[i].logit - c[0].logit) / r->temperature);
-        if (weight[i] < r->min_p || weight[i] == 0) n = i;
-    }
-    if (total == 0)
-        for (size_t i = 0; i < n; i++) total += (double)weight[i];
-    double kept = 0;
-    size_t count = 0;
-    while (count < n && (count == 0 || kept < (double)r->top_p * total)) kept += (double)weight[count++];
-
-    double left = u * kept;
-    size_t i = 0;
-    while (i + 1 < count && left >= (double)weight[i]) left -= (double)weight[i++];
-    return c[i].token;
-}
-
-/* Weights are in [0, 1], and the order of floats >= 0 is that of their bits. */
-#define WEIGHT_BUCKETS 1024
-static size_t weight_bucket(float w)
-{
-    union { float f; uint32_t u; } v = {.f = w};
-    return v.u >> 20;
-}
-
-/* top_p without top_k: the likeliest tokens are not known, nor how many are needed. Sums weights by
- * bucket, takes whole buckets from the top until they hold enough, and sorts only those. */
-static int32_t nucleus_draw(const struct sampling *r, struct sampler_scratch *scratch,
-                            const float *l, float max, double u)
-{
-    double mass[WEIGHT_BUCKETS] = {0}, total = 0, kept = 0;
-    const float *w = scratch->weight;
-    weights_compute(l, scratch->vocab, max, r->temperature, scratch->weight);
-    for (size_t i = 0; i < scratch->vocab; i++)
-        if (w[i] >= r->min_p) mass[weight_bucket(w[i])] += (double)w[i];
-    for (size_t b = 0; b < WEIGHT_BUCKETS; b++) total += mass[b];
-    size_t bucket = WEIGHT_BUCKETS;
-    while (bucket > 0 && (kept == 0 || kept < (double)r->top_p * total)) kept += mass[--bucket];
-
-    size_t n = 0;
-    for (size_t i = 0; i < scratch->vocab; i++)
-        if (w[i] > 0 && weight_bucket(w[i]) >= bucket)
-            scratch->candidate[n++] = (struct candidate){l[i], (int32_t)i};
-    candidates_sort(scratch->candidate, n);
-    return candidates_draw(r, scratch->candidate, n, total, scratch->weight, u);
-}
-
-/* No top_k, no top_p: one walk in order of ids. */
-static int32_t full_draw(const struct sampling *r, struct sampler_scratch *scratch, const float *l,
-                         float max, double u)
-{
-    const float *w = scratch->weight;
-    double total = weights_compute(l, scratch->vocab, max, r->temperature, scratch->weight);
-    if (r->min_p > 0) {
-        total = 0;
-        for (size_t i = 0; i < scratch->vocab; i++) total += w[i] >= r->min_p ? (double)w[i] : 0;
-    }
-    double left = u * total;
-    int32_t last = 0;
-    for (size_t i = 0; i < scratch->vocab; i++) {
-        if (w[i] == 0 || w[i] < r->min_p) continue;
-        last = (int32_t)i;
+        if (w[i] == 0) continue;
+        last = i;
         if (left < (double)w[i]) break;
         left -= (double)w[i];
     }
-    return last; /* rounding may leave a crumb after the last one */
+    return last;
+}
+
+/* top_k: steps 6, 8 and 9 among the k likeliest. */
+static int32_t top_k_draw(const struct sampling *r, struct sampler_scratch *scratch, const float *l,
+                          double u)
+{
+    struct candidate *c = scratch->candidate;
+    float *w = scratch->weight;
+    size_t n = (size_t)r->top_k, count = 0;
+    candidates_top(l, scratch->vocab, n, c);
+    double total = 0, kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        w[i] = exp_nonpositive((c[i].logit - c[0].logit) / r->temperature);
+        if (w[i] < r->min_p) w[i] = 0;
+        total += (double)w[i];
+    }
+    while (count < n && (count == 0 || kept < (double)r->top_p * total)) kept += (double)w[count++];
+    return c[weights_walk(w, count, u * kept)].token;
+}
+
+/* The token at which u falls among all weights in order of ids. total: their sum. */
+static int32_t full_draw(const struct sampler_scratch *s, double total, double u)
+{
+    double left = u * total;
+    size_t chosen = 0;
+    for (size_t b = 0; b * BLOCK < s->vocab; b++) {
+        if (s->block_sum[b] == 0) continue;
+        chosen = b;
+        if (left < s->block_sum[b]) break;
+        left -= s->block_sum[b];
+    }
+    size_t start = chosen * BLOCK;
+    size_t n = s->vocab - start < BLOCK ? s->vocab - start : BLOCK;
+    return (int32_t)(start + weights_walk(s->weight + start, n, left));
+}
+
+/* Weights are in [0, 1], and the order of floats >= 0 is that of their bits: bucket b holds those from
+ * bucket_floor(b) up to bucket_floor(b + 1). */
+#define BUCKETS 1024
+#define BUCKET_SHIFT 20
+static size_t bucket_of(float w) { return (union float_bits){.f = w}.u >> BUCKET_SHIFT; }
+static float bucket_floor(size_t b) { return (union float_bits){.u = (uint32_t)b << BUCKET_SHIFT}.f; }
+
+/* The bucket in which the sum of weights, from the heaviest down, reaches target (the lowest that
+ * holds any where rounding keeps it from that), and the sum of those above it. */
+static size_t nucleus_edge(const struct sampler_scratch *s, double target, double *above_out)
+{
+    /* Four tables, because neighbours often meet in one bucket and would wait for one another. */
+    double mass[4][BUCKETS] = {{0}};
+    for (size_t i = 0; i < s->vocab; i++)
+        mass[i % 4][bucket_of(s->weight[i])] += (double)s->weight[i];
+    double sum = 0;
+    size_t edge = 0;
+    for (size_t b = BUCKETS; b-- > 0;) {
+        double here = (mass[0][b] + mass[1][b]) + (mass[2][b] + mass[3][b]);
+        if (here == 0) continue;
+        edge = b;
+        *above_out = sum;
+        sum += here;
+        if (sum >= target) break;
+    }
+    return edge;
+}
+
+/* top_p where it is not known how many tokens it takes: clears the weights of those it drops and
+ * returns the sum of the others. Only those near the edge have to be sorted. */
+static double nucleus_cut(struct sampler_scratch *s, const float *l, double target)
+{
+    double kept = 0;
+    size_t edge = nucleus_edge(s, target, &kept), n = 0;
+    float floor = bucket_floor(edge), ceiling = bucket_floor(edge + 1);
+    float *w = s->weight;
+    for (size_t i = 0; i < s->vocab; i++)
+        if (w[i] >= floor && w[i] < ceiling)
+            s->candidate[n++] = (struct candidate){l[i], (int32_t)i};
+    candidates_sort(s->candidate, n);
+    for (size_t i = 0; i < n; i++) {
+        float *own = &w[s->candidate[i].token];
+        if (kept > 0 && kept >= target) *own = 0;
+        else kept += (double)*own;
+    }
+    for (size_t i = 0; i < s->vocab; i++) w[i] = w[i] >= floor ? w[i] : 0;
+    return blocks_sum(s);
 }
 
 static int32_t logits_draw(const struct sampler *s, struct sampler_scratch *scratch, const float *l,
@@ -400,11 +452,10 @@ static int32_t logits_draw(const struct sampler *s, struct sampler_scratch *scra
         return i;
     }
     double u = random_uniform(r->seed, index);
-    if (r->top_k > 0 && (size_t)r->top_k < s->vocab) {
-        candidates_top(l, s->vocab, (size_t)r->top_k, scratch->candidate);
-        return candidates_draw(r, scratch->candidate, (size_t)r->top_k, 0, scratch->weight, u);
-    }
-    return r->top_p < 1 ? nucleus_draw(r, scratch, l, max, u) : full_draw(r, scratch, l, max, u);
+    if (r->top_k > 0 && (size_t)r->top_k < s->vocab) return top_k_draw(r, scratch, l, u);
+    double total = weights_compute(scratch, l, max, r->temperature, r->min_p);
+    if (r->top_p < 1) total = nucleus_cut(scratch, l, (double)r->top_p * total);
+    return full_draw(scratch, total, u);
 }
 
 enum status sampler_choose(struct sampler *s, struct sampler_scratch *scratch, const float *logits,
