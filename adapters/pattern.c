@@ -61,7 +61,7 @@ enum status pattern_compile_suffix(const char *regex, struct pattern **out, stru
     int n = snprintf(whole, sizeof whole, "(.*\\.)?(%s)", regex);
     if (n < 0 || (size_t)n >= sizeof whole)
         return error_set(err, ST_REJECTED, "the pattern '%.40s...' is too long; at most %d bytes are allowed",
-                         regex, PATTERN_BYTES_MAX - 10);
+                         regex, PATTERN_BYTES_MAX - 9);
     return pattern_compile(whole, out, err);
 }
 
