@@ -89,6 +89,7 @@ INLINE void expand_all(enum dtype type, const void *bt, size_t stride, int n, co
 {
     size_t c = 0;
     for (; c + 64 <= cols; c += 64) expand(type, 8, bt, stride, n, z, c, y);
+    for (; c + 32 <= cols; c += 32) expand(type, 4, bt, stride, n, z, c, y); /* a panel of cpu/lowrank.h */
     for (; c + 8 <= cols; c += 8) expand(type, 1, bt, stride, n, z, c, y);
     for (; c < cols; c++)
         for (int i = 0; i < n; i++) y[c] = fmaf(z[i], load1(type, bt, (size_t)i * stride + c), y[c]);

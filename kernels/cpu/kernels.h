@@ -72,7 +72,7 @@ struct cpu_kernels {
      * `type`); each z[i] is summed in an order that depends on d_in only. */
     void (*lr_shrink)(const void *a, enum dtype type, size_t d_in, int n, const float *x, float *z);
     /* y[c] += sum_i z[i] bt[i, c] for c in [0, cols), i in order; rows of bt are bt_stride elements
-     * apart: B is kept transposed, so that an expert's columns are contiguous. */
+     * apart: B is kept transposed, by panels of columns (LR_PANEL as a rule). */
     void (*lr_expand)(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
                       float *y);
 };

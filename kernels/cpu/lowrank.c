@@ -20,22 +20,33 @@ static bool source_valid(const struct lr_site_source *src)
     return src->router && float_type(src->router_type) && isfinite(src->temperature) && src->temperature > 0;
 }
 
-/* Columns of b (d_out, rank) become rows of dst. */
-static void transpose(char *dst, size_t dst_stride, const char *b, size_t d_out, size_t rank, size_t elem)
+static size_t panel_count(const struct lr_site *s) { return (s->d_out + LR_PANEL - 1) / LR_PANEL; }
+
+/* Elements from the start of b to the panel of one expert. */
+static size_t panel_offset(const struct lr_site *s, size_t expert, size_t panel)
 {
-    for (size_t o = 0; o < d_out; o++)
-        for (size_t i = 0; i < rank; i++)
-            memcpy(dst + (i * dst_stride + o) * elem, b + (o * rank + i) * elem, elem);
+    return (expert * panel_count(s) + panel) * (size_t)s->rank * LR_PANEL;
 }
 
-static void fill_matrices(struct cpu_lr_site *s, const struct lr_site_source *src)
+/* One expert's B (d_out, rank) into panels. */
+static void pack_b(char *dst, const char *b, size_t d_out, size_t rank, size_t elem)
+{
+    for (size_t o = 0; o < d_out; o++) {
+        char *column = dst + (o / LR_PANEL * rank * LR_PANEL + o % LR_PANEL) * elem;
+        for (size_t i = 0; i < rank; i++)
+            memcpy(column + i * LR_PANEL * elem, b + (o * rank + i) * elem, elem);
+    }
+}
+
+static void fill_matrices(struct cpu_lr_site *s, const struct lr_site_source *src, size_t b_bytes)
 {
     size_t elem = dtype_block_bytes(src->type), rank = (size_t)src->rank;
-    size_t a_bytes = rank * src->d_in * elem, b_bytes = rank * s->bt_stride * elem;
-    memset(s->bt, 0, (size_t)src->experts * b_bytes);
+    size_t a_bytes = rank * src->d_in * elem;
+    memset(s->b, 0, b_bytes);
     for (int e = 0; e < src->experts; e++) {
         memcpy((char *)s->a + (size_t)e * a_bytes, src->a[e], a_bytes);
-        transpose((char *)s->bt + (size_t)e * b_bytes, s->bt_stride, src->b[e], src->d_out, rank, elem);
+        char *b = (char *)s->b + panel_offset(&s->base, (size_t)e, 0) * elem;
+        pack_b(b, src->b[e], src->d_out, rank, elem);
     }
     memcpy(s->scale, src->scale, (size_t)src->experts * sizeof *s->scale);
 }
@@ -48,14 +59,14 @@ enum status cpu_lr_site_pack(struct device *device, const struct lr_site_source 
     bool routed = src->rule != GATE_NONE;
     size_t elem = dtype_block_bytes(src->type), experts = (size_t)src->experts;
     size_t stacked = experts * (size_t)src->rank;
-    size_t bt_stride = size_round_up(src->d_out, MEMORY_ALIGN / 2);
+    size_t padded_out = size_round_up(src->d_out, LR_PANEL);
     size_t head = size_round_up(sizeof(struct cpu_lr_site), MEMORY_ALIGN);
     size_t scale_bytes = size_round_up(experts * sizeof(float), MEMORY_ALIGN);
     size_t router_elems = routed ? size_mul(experts, src->d_in) : 0;
     size_t router_bytes = router_elems ? size_mul(router_elems, dtype_block_bytes(src->router_type)) : 0;
     size_t router_space = size_round_up(router_bytes, MEMORY_ALIGN);
     size_t a_space = size_round_up(size_mul(size_mul(stacked, src->d_in), elem), MEMORY_ALIGN);
-    size_t b_space = size_round_up(size_mul(size_mul(stacked, bt_stride), elem), MEMORY_ALIGN);
+    size_t b_space = size_round_up(size_mul(size_mul(stacked, padded_out), elem), MEMORY_ALIGN);
     size_t bytes = size_add(size_add(head + scale_bytes, router_space), size_add(a_space, b_space));
 
     struct cpu_lr_site *s = memory_alloc(bytes);
@@ -74,12 +85,11 @@ enum status cpu_lr_site_pack(struct device *device, const struct lr_site_source 
         .router_type = src->router_type,
         .router = routed ? at + scale_bytes : NULL,
         .a = at + scale_bytes + router_space,
-        .bt = at + scale_bytes + router_space + a_space,
-        .bt_stride = bt_stride,
+        .b = at + scale_bytes + router_space + a_space,
         .scale = (float *)(void *)at,
     };
     if (routed) memcpy(s->router, src->router, router_bytes);
-    fill_matrices(s, src);
+    fill_matrices(s, src, b_space);
     *out = &s->base;
     return ST_OK;
 }
@@ -118,6 +128,21 @@ void lr_record_fill(const struct cpu_kernels *k, const struct lr_site *site, flo
     }
 }
 
+void lr_record_prefetch(const struct lr_site *site, const float *record, size_t begin, size_t cols)
+{
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)site;
+    size_t elem = dtype_block_bytes(s->type), first = begin / LR_PANEL,
+           end = (begin + cols - 1) / LR_PANEL + 1;
+    int count = route_chosen_count(site);
+    int32_t chosen[LR_EXPERTS_MAX];
+    memcpy(chosen, record, (size_t)count * sizeof *chosen);
+    for (int j = 0; j < count; j++) {
+        const char *from = (const char *)s->b + panel_offset(site, (size_t)chosen[j], first) * elem;
+        size_t bytes = (end - first) * (size_t)site->rank * LR_PANEL * elem;
+        for (size_t i = 0; i < bytes; i += MEMORY_ALIGN) __builtin_prefetch(from + i);
+    }
+}
+
 void lr_record_apply(const struct cpu_kernels *k, const struct lr_site *site, const float *record,
                      size_t begin, size_t cols, float *y)
 {
@@ -129,7 +154,12 @@ void lr_record_apply(const struct cpu_kernels *k, const struct lr_site *site, co
 
     const float *z = record + count;
     for (int j = 0; j < count; j++, z += rank) {
-        size_t offset = ((size_t)chosen[j] * rank * s->bt_stride + begin) * elem;
-        k->lr_expand((const char *)s->bt + offset, s->type, s->bt_stride, (int)rank, z, cols, y);
+        for (size_t c = begin, n; c < begin + cols; c += n) {
+            size_t inside = c % LR_PANEL, left = begin + cols - c;
+            n = LR_PANEL - inside < left ? LR_PANEL - inside : left;
+            size_t offset = panel_offset(site, (size_t)chosen[j], c / LR_PANEL) + inside;
+            k->lr_expand((const char *)s->b + offset * elem, s->type, LR_PANEL, site->rank, z, n,
+                         y + (c - begin));
+        }
     }
 }

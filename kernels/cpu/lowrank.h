@@ -8,14 +8,17 @@
 #include "kernels/cpu/kernels.h"
 #include "kernels/device.h"
 
-/* Both ranges aligned to 64 bytes, in the dtypes they came in: conversions would not be exact. */
+/* Outputs that lie together in a packed B: a step reads a chunk of columns of many different adapters,
+ * and each should be one run of memory, not a few bytes of every row. */
+#define LR_PANEL 32
+
+/* All aligned to 64 bytes, in the dtypes they came in: conversions would not be exact. */
 struct cpu_lr_site {
     struct lr_site base;
     enum dtype type, router_type;
     void *router; /* (experts, d_in), or NULL */
-    void *a;      /* (experts * rank, d_in) */
-    void *bt;     /* (experts * rank, d_out): B transposed, rows bt_stride elements apart */
-    size_t bt_stride;
+    void *a;      /* (experts, rank, d_in) */
+    void *b; /* (experts, panels, rank, LR_PANEL): B transposed by panels, the last one padded with zeros */
     float *scale; /* [experts] */
 };
 
@@ -27,6 +30,8 @@ size_t lr_record_width(const struct lr_site *s);
 /* Routes x (d_in) and fills the record. */
 void lr_record_fill(const struct cpu_kernels *k, const struct lr_site *s, float weight, const float *x,
                     float *record);
+/* Asks for the memory that lr_record_apply will read. */
+void lr_record_prefetch(const struct lr_site *s, const float *record, size_t begin, size_t cols);
 /* y[c] += the delta of outputs begin + c, for c in [0, cols). */
 void lr_record_apply(const struct cpu_kernels *k, const struct lr_site *s, const float *record, size_t begin,
                      size_t cols, float *y);

@@ -115,11 +115,26 @@ static void add_deltas(const struct group *g, int site, size_t begin, size_t end
     }
 }
 
+/* The B of distinct adapters come from memory: asked for before the base product, they arrive beside
+ * it. A segment of many rows reads its B from cache all but once. */
+static void prefetch_deltas(const struct group *g, int site, size_t begin, size_t end)
+{
+    for (int i = 0; i < g->a->segment_count; i++) {
+        const struct lr_segment *segment = &g->a->segments[i];
+        for (int m = 0; m < segment->member_count; m++) {
+            const struct lr_site *lr = lr_site_of(g, &segment->members[m], site);
+            size_t offset = record_offset(g, segment, m, site);
+            if (lr) lr_record_prefetch(lr, record_at(g, segment->first_row, offset), begin, end - begin);
+        }
+    }
+}
+
 /* y[r * y_stride + c] = (W x_r + deltas)[begin + c] for c < end - begin. */
 static void compute_columns(const struct group *g, int site, size_t begin, size_t end, float *y,
                             size_t y_stride)
 {
     const struct cpu_weight *w = weight_of(g, site);
+    prefetch_deltas(g, site, begin, end);
     w->product->multiply(w->packed ? w->packed : w->file.data, w->base.type, g->site_packing[site]->act,
                          g->inputs, w->base.rows, g->a->rows, begin, end, y, y_stride);
     add_deltas(g, site, begin, end, y, y_stride);
@@ -187,7 +202,7 @@ static void plan_columns(struct group *g)
 {
     const struct site_group_args *a = g->a;
     bool pair = a->epilogue == EPILOGUE_SILU_MUL;
-    int panel = 1, planned = pair ? 1 : a->site_count;
+    int panel = a->segment_count > 0 ? LR_PANEL : 1, planned = pair ? 1 : a->site_count;
     size_t outputs = 0, most = CPU_COLUMNS_MAX;
     for (int site = 0; site < a->site_count; site++) {
         int own = weight_of(g, site)->product->panel_outputs;
