@@ -127,16 +127,18 @@ static enum status tokenizer_bind(struct engine *e, struct error *err)
     return ST_OK;
 }
 
-static void chat_bind(struct engine *e)
+/* A model without a template, or with an unknown one, is served all the same. */
+static enum status chat_bind(struct engine *e, struct error *err)
 {
     struct gguf_string source;
     if (gguf_get_string(e->model->gguf, "tokenizer.chat_template", &source, NULL) != ST_OK) {
         error_set(&e->chat_error, ST_NOT_FOUND, "the model has no chat template");
-        return;
+        return ST_OK;
     }
-    enum status st =
-        chat_template_recognise(source.data, source.size, &e->chat, &e->chat_error);
+    enum status st = chat_template_recognise(source.data, source.size, &e->chat, &e->chat_error);
+    if (st == ST_NOMEM) return error_set(err, st, "%s", e->chat_error.message);
     if (st == ST_OK) e->chat_error = (struct error){0};
+    return ST_OK;
 }
 
 static enum status engine_build(struct engine *e, struct error *err)
@@ -148,8 +150,8 @@ static enum status engine_build(struct engine *e, struct error *err)
     e->shape = e->model->shape;
     st = capacity_plan(e, err);
     if (!st) st = tokenizer_bind(e, err);
+    if (!st) st = chat_bind(e, err);
     if (st) return st;
-    chat_bind(e);
 
     struct forward_config forward = {.rows = c->max_batch + c->prefill_chunk,
                                      .logit_rows = c->max_batch, .lr_width = c->lr_width,
