@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import openai
 import pytest
 
@@ -11,7 +13,7 @@ def start(tmp_path):
     servers = []
 
     def start_one(*options, model="gqa_tied", data=None, env=None):
-        servers.append(Server(model_file(model), data or tmp_path / "data", *options, env=env))
+        servers.append(Server(model if isinstance(model, Path) else model_file(model), data or tmp_path / "data", *options, env=env))
         return servers[-1]
 
     yield start_one

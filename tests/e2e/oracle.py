@@ -15,24 +15,26 @@ def cases():
 
 
 @functools.cache
-def _tensors(model):
-    data = (FIXTURES / "logits" / f"{model}.safetensors").read_bytes()
+def _file(name):
+    data = (FIXTURES / "logits" / f"{name}.safetensors").read_bytes()
     header_size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:8 + header_size])
-    header.pop("__metadata__", None)
-    return header, memoryview(data)[8 + header_size:]
+    return json.loads(data[8:8 + header_size]), memoryview(data)[8 + header_size:]
+
+
+def rows(file, name):
+    """The rows of an F32 matrix."""
+    header, data = _file(file)
+    entry = header[name]
+    values = array.array("f")
+    values.frombytes(data[slice(*entry["data_offsets"])])
+    count, width = entry["shape"]
+    return [values[r * width:(r + 1) * width] for r in range(count)]
 
 
 def logprobs(name):
     """Of one case: by position, the log-probability of each next token."""
-    header, data = _tensors(cases()[name]["model"])
-    entry = header[name]
-    values = array.array("f")
-    values.frombytes(data[slice(*entry["data_offsets"])])
-    rows, vocab = entry["shape"]
     result = []
-    for r in range(rows):
-        row = values[r * vocab:(r + 1) * vocab]
+    for row in rows(cases()[name]["model"], name):
         top = max(row)
         total = top + math.log(math.fsum(math.exp(v - top) for v in row))
         result.append([v - total for v in row])

@@ -34,6 +34,13 @@ def adapter_files(name):
             for file in ("adapter_config.json", "adapter_model.safetensors")}
 
 
+def eventually(condition, what, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"still not: {what}"
+        time.sleep(0.01)
+
+
 class Reply:
     def __init__(self, status, headers, body):
         self.status, self.headers, self.body = status, headers, body

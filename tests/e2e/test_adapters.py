@@ -5,7 +5,7 @@ import json
 import pytest
 
 import oracle
-from server import adapter_files, pack_multipart, pack_tar
+from server import adapter_files, eventually, pack_multipart, pack_tar
 
 USED = ["lora_gqa_tied", "lora_rslora", "moe_topk", "moe_dense", "moe_raw"]
 
@@ -134,7 +134,7 @@ def test_a_rejected_upload_leaves_nothing(server, files, says):
     assert reply.status in (400, 422), reply.body
     assert says in reply.error["message"]
     assert server.call("GET", "/v1/adapters/bad").status == 404
-    assert not list((server.data / "staging").iterdir())
+    eventually(lambda: not list((server.data / "staging").iterdir()), "what was refused is gone")
 
 
 def test_a_missing_file(server):

@@ -3,6 +3,8 @@
 import openai
 import pytest
 
+from server import Reply
+
 GOOD = {"prompt": "Hello", "max_tokens": 2}
 
 
@@ -22,8 +24,7 @@ def expect(reply, status, code=None, param=None):
     ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"), ({"n": 0}, "n"),
     ({"n": 100000}, "n"), ({"logprobs": 99}, "logprobs"), ({"stop": [""]}, "stop"),
     ({"stop": 5}, "stop"), ({"logit_bias": {"x": 1}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"),
-    ({"logit_bias": {"99999": 1}}, "logit_bias"), ({"stream": "yes"}, "stream"),
-    ({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [1, 99999]}, "prompt"),
+    ({"stream": "yes"}, "stream"), ({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"),
     ({"prompt": [-1]}, "prompt"), ({"prompt": {"a": 1}}, "prompt"), ({"prompt": [["a"]]}, "prompt"),
     ({"suffix": "end"}, "suffix"), ({"seed": "abc"}, "seed"), ({"tools": [{"type": "function"}]}, "tools"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -34,6 +35,12 @@ def expect(reply, status, code=None, param=None):
 ])
 def test_a_bad_parameter_is_named(server, change, param):
     expect(server.call("POST", "/v1/completions", {**GOOD, **change}), 400, param=param)
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"prompt": [1, 99999]}, "99999"), ({"logit_bias": {"99999": 1}}, "99999"), ({"stop_token_ids": [99999]}, "99999")])
+def test_a_token_that_the_model_has_not(server, change, says):
+    assert says in expect(server.call("POST", "/v1/completions", {**GOOD, **change}), 400)["message"]
 
 
 @pytest.mark.parametrize("body", [
@@ -76,7 +83,15 @@ def test_another_content_type(server):
 
 
 def test_too_large(server):
-    expect(server.call("POST", "/v1/completions", {**GOOD, "prompt": "a" * (33 << 20)}), 413)
+    """Said by its length alone: the body is never sent."""
+    connection = server.connect()
+    connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", str(33 << 20))
+    connection.endheaders()
+    response = connection.getresponse()
+    expect(Reply(response.status, response.headers, response.read()), 413)
+    connection.close()
 
 
 def test_the_client_library_sees_the_error(client, server):

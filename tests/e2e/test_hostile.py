@@ -10,10 +10,10 @@ import socket
 
 import pytest
 
-from server import adapter_files, pack_multipart, pack_tar
+from server import adapter_files, eventually, pack_multipart, pack_tar
 
 BODIES = 1000
-HTTP_BYTES = 400
+HTTP_BYTES = 250
 UPLOADS = 1000
 
 SEED_BODIES = [
@@ -100,21 +100,29 @@ def http_request(choose):
     return mutate(head, choose) + text
 
 
+def send_and_listen(server, data):
+    """Sends, ends our side (so that a length that is too large ends the request too), and reads what comes. A
+    connection on which the server waits for the rest of something is left to its idle limit."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=0.1) as s:
+        try:
+            s.sendall(data)
+            s.shutdown(socket.SHUT_WR)
+            while s.recv(65536):
+                pass
+        except (ConnectionError, TimeoutError):
+            pass
+
+
 def test_mutated_http(server):
     """Whatever the head of a request is, the worst that happens is that this connection ends."""
     for seed in range(HTTP_BYTES):
         data = http_request(random.Random(seed))
-        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as s:
-            s.sendall(data)
-            s.shutdown(socket.SHUT_WR)  # so that a length that is too large ends the request too
-            if seed % 3:
-                try:
-                    while s.recv(65536):
-                        pass
-                except ConnectionError:
-                    pass
-        if seed % 20 == 0:
-            check_alive(server)
+        try:
+            send_and_listen(server, data)
+            if seed % 20 == 0:
+                check_alive(server)
+        except (AssertionError, OSError) as e:
+            raise AssertionError(f"seed {seed}: {data[:400]!r}: {e}\n{server.log[-4000:]}") from e
     check_alive(server)
 
 
@@ -145,15 +153,15 @@ def test_mutated_uploads(server):
         try:
             reply = server.call("PUT", "/v1/adapters/mutant", body, {"Content-Type": kind})
             check_reply(reply, {200, 201, 400, 413, 422})
-            if reply.status < 300:  # what is accepted is usable: every answer is finite
+            if reply.status < 300:  # finite weights may still overflow in use, which is said clearly
                 accepted += 1
                 answer = server.call("POST", "/v1/completions", {"prompt": "abc", "max_tokens": 3, "model": "mutant"})
-                check_reply(answer, {200, 500})
+                check_reply(answer, {200, 422})
         except (AssertionError, http.client.HTTPException, OSError) as e:
             raise AssertionError(f"seed {seed}: {e}\n{server.log[-4000:]}") from e
     check_alive(server)
     assert 0 < accepted < UPLOADS
-    assert not list((server.data / "staging").iterdir()), "a refused upload left something behind"
+    eventually(lambda: not list((server.data / "staging").iterdir()), "what was refused is gone")
 
 
 def test_cut_uploads(server):

@@ -5,16 +5,9 @@ import socket
 import threading
 import time
 
-from server import adapter_files
+from server import adapter_files, eventually
 
 LONG = {"prompt": "abc", "max_tokens": 480, "ignore_eos": True, "stream": True}
-
-
-def eventually(condition, what, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"still not: {what}"
-        time.sleep(0.01)
 
 
 def leases(server, name):
@@ -106,6 +99,7 @@ def test_a_full_queue_says_so(start):
     for t in threads:
         t.join()
     list(running)
+    assert len(replies) == 8
     refused = [r for r in replies if r.status == 429]
     assert refused and all(r.error["code"] and r.headers["retry-after"] for r in refused)
     assert all(r.status in (200, 429) for r in replies)

@@ -7,8 +7,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include <cmocka.h>
-
 static const char *const models[] = {"gqa_tied", "gqa_scaled", "mha_tied", "mha_untied"};
 #define MODEL_COUNT (sizeof models / sizeof *models)
 

@@ -13,8 +13,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include <cmocka.h>
-
 #define PROMPTS 24
 #ifdef SANITIZED /* which is slow, and there for the memory, not for the numbers */
 #define PROMPTS_RUN 2
