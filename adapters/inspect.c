@@ -18,6 +18,10 @@ static const char *const rule_names[GATE_RULE_COUNT] = {
     [GATE_DENSE] = "dense",
     [GATE_TOPK] = "topk",
     [GATE_TOPK_RAW] = "topk_raw",
+    [GATE_TOP_P] = "top_p",
+    [GATE_THRESHOLD] = "threshold",
+    [GATE_ADA_THRESHOLD] = "ada_threshold",
+    [GATE_FFN] = "ffn",
 };
 
 /* The smallest and largest of a number over the sites: "4", or "2 to 8". */

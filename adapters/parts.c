@@ -416,23 +416,6 @@ static enum status targets_check(const struct build *bd, const char *root, struc
     return ST_OK;
 }
 
-/* Sites that share an input are computed together and share a row's scratch. */
-static size_t width_of(const struct adapter_bundle *b)
-{
-    static const int group[PROJ_COUNT] = {[PROJ_Q] = 0,    [PROJ_K] = 0,  [PROJ_V] = 0,   [PROJ_O] = 1,
-                                          [PROJ_GATE] = 2, [PROJ_UP] = 2, [PROJ_DOWN] = 3};
-    size_t widest = 0;
-    for (int layer = 0; layer < b->layers; layer++) {
-        size_t sum[4] = {0};
-        for (int p = 0; p < PROJ_COUNT; p++) {
-            const struct lr_site_source *s = b->sites[layer * PROJ_COUNT + p];
-            if (s) sum[group[p]] += (size_t)s->experts * ((size_t)s->rank + 1);
-            if (sum[group[p]] > widest) widest = sum[group[p]];
-        }
-    }
-    return widest;
-}
-
 static void targets_write(struct adapter_bundle *b)
 {
     size_t n = 0;
@@ -476,7 +459,7 @@ enum status parts_build(struct parts *p, const char *format, const struct lora_c
     st = sites_build(&bd, p, err);
     if (!st) st = targets_check(&bd, p->part[0].module.root, err);
     if (st) goto done;
-    b->lr_width = width_of(b);
+    b->lr_width = lr_width(b->layers, b->sites, b->ffn);
     targets_write(b);
     *out = b;
     b = NULL;

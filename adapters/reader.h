@@ -25,6 +25,7 @@ struct adapter_bundle {
     char format[32]; /* "moelora", "peft-lora" */
     int layers;
     struct lr_site_source **sites;    /* [layers * PROJ_COUNT], NULL where none */
+    struct lr_site_source **ffn;      /* [layers] FFN routers, NULL where none; or NULL: none at all */
     int rank_max, experts_max, top_k; /* the largest over its sites */
     int site_count;
     size_t parameters;

@@ -55,6 +55,7 @@ enum status cpu_lr_site_pack(struct device *device, const struct lr_site_source 
 {
     (void)device;
     if (!source_valid(src)) return ST_INVALID;
+    if (src->rule > GATE_TOPK_RAW || src->shared_a || src->base_gain || src->bias) return ST_UNSUPPORTED;
 
     bool routed = src->rule != GATE_NONE;
     size_t elem = dtype_block_bytes(src->type), experts = (size_t)src->experts;
