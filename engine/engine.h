@@ -1,8 +1,9 @@
 /* The engine: one model, one device, one thread that runs steps over everyone's sequences.
  *
  * A step is one forward pass over a ragged batch: a token of each running sequence and chunks
- * of the prompts that are being read. Sequences join and leave between steps. Everything a sequence can need
- * (KV pages for prompt and output) is reserved when it is admitted, so a running sequence never fails for lack of memory.
+ * of the prompts that are being read. Sequences join and leave between steps. Everything a sequence
+ * can need (KV pages for prompt and output) is reserved when it is admitted, so a running sequence
+ * never fails for lack of memory.
  *
  * The engine knows nothing of names, tenants or files: a request comes with token ids and with
  * adapters that stay valid until its last event. Thread-safe: any thread may submit and
@@ -28,7 +29,8 @@ struct engine_config {
     int max_batch;            /* sequences running at once; 0: 64 */
     int max_queue;            /* sequences waiting; 0: 1024 */
     int prefill_chunk;        /* prompt tokens in one step at most; 0: 128 */
-    size_t kv_bytes;          /* budget of the KV cache; 0: 1 GiB, or less where max_batch full contexts fit in less */
+    size_t kv_bytes;          /* budget of the KV cache; 0: 1 GiB. Less is used where max_batch full
+                                 contexts fit in less */
     enum dtype kv_type;       /* DTYPE_F16 or DTYPE_F32 */
     int context_length;       /* 0: the model's own */
     int lr_width;             /* see device_limits; 0: 4096 */
@@ -101,7 +103,8 @@ struct engine_request {
     struct sampling sampling;
     const struct lr_member *members;
     size_t member_count;            /* at most ENGINE_SET_MAX */
-    uint64_t set_key;               /* equal exactly for equal sets; rows of one key are batched as one segment. 0: bare base */
+    uint64_t set_key;               /* equal for equal sets, whose rows are then neighbours in a batch;
+                                       0: the bare base */
     int priority;                   /* lower first among those waiting; ties by arrival */
     void (*on_event)(void *ctx, const struct engine_event *event);
     void *ctx;
@@ -131,8 +134,8 @@ struct engine_event {
     /* TOKEN */
     int32_t token;
     const struct token_logprob *logprob; /* NULL unless asked for */
-    /* TOKEN and DONE: text that became certain: whole UTF-8 characters (invalid bytes replaced by U+FFFD) which no stop
-     * string can still claim. May be empty: a later event carries the text. */
+    /* TOKEN and DONE: text that became certain: whole UTF-8 characters (invalid bytes replaced by
+     * U+FFFD) which no stop string can still claim. May be empty: a later event carries the text. */
     const char *text;
     size_t text_size;
     /* PROMPT */

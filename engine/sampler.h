@@ -33,8 +33,8 @@ void sampler_scratch_free(struct sampler_scratch *s);
 /* One sequence's rules and what it has seen. */
 struct sampler;
 
-/* Copies what it needs. banned [banned_count]: the tokens that min_tokens forbids; not copied, they outlive the sampler.
- * NULL when there is no memory. */
+/* Copies what it needs. banned [banned_count]: the tokens that min_tokens forbids; not copied, they
+ * outlive the sampler. NULL when there is no memory. */
 struct sampler *sampler_new(const struct sampling *s, size_t vocab, const int32_t *prompt,
                             size_t prompt_count, const int32_t *banned, size_t banned_count);
 void sampler_free(struct sampler *s);

@@ -26,7 +26,7 @@ struct scheduler;
  * scheduler_remove. The first group is set by the owner before scheduler_add. */
 struct sched_seq {
     int priority;     /* lower first */
-    uint64_t set_key; /* adapter set */
+    uint64_t set_key; /* of its adapter set */
     int prompt_count; /* >= 1 */
     int tokens_max;   /* positions it may need in the cache, >= prompt_count */
 

@@ -41,6 +41,16 @@ static void rows_add(struct step *s, struct sequence *q, int first, int rows)
     }
 }
 
+/* Keys only bring equal sets together. Whose adapters a row gets is decided by the sets themselves. */
+static bool sets_equal(const struct sequence *a, const struct sequence *b)
+{
+    if (a->member_count != b->member_count) return false;
+    for (int i = 0; i < a->member_count; i++)
+        if (a->members[i].adapter != b->members[i].adapter || a->members[i].weight != b->members[i].weight)
+            return false;
+    return true;
+}
+
 void step_build(struct step *s, const struct step_entry *entries, int count)
 {
     struct batch *b = &s->batch;
@@ -51,7 +61,7 @@ void step_build(struct step *s, const struct step_entry *entries, int count)
         s->seqs[b->seq_count++] = (struct seq_rows){.first_row = b->rows, .row_count = e->rows,
                                                     .first_position = e->first,
                                                     .pages = q->sched.table.page};
-        bool same_set = i > 0 && entries[i - 1].seq->set_key == q->sched.set_key;
+        bool same_set = i > 0 && sets_equal((const struct sequence *)entries[i - 1].seq, q);
         if (q->member_count > 0 && same_set)
             s->segments[b->segment_count - 1].row_count += e->rows;
         else if (q->member_count > 0)

@@ -15,7 +15,8 @@
 
 struct stream;
 
-/* Copies what it needs of the sampling's stop strings; t outlives the stream. NULL when there is no memory. */
+/* Copies what it needs of the sampling's stop strings; t outlives the stream. NULL when there is no
+ * memory. */
 struct stream *stream_new(const struct tokenizer *t, const struct sampling *s);
 void stream_free(struct stream *s);
 

@@ -231,6 +231,38 @@ static void test_batch_invariance(void **state)
     }
 }
 
+/* Two sets that share a key by mistake still get their own adapters. */
+static void test_equal_keys_of_unequal_sets(void **state)
+{
+    (void)state;
+    struct rig rig = rig_open((struct engine_config){0});
+    struct lr_adapter adapter[ADAPTERS];
+    struct lr_member member[2] = {{&adapter[0], 1}, {&adapter[1], 1}};
+    struct engine_request r[2] = {request_of(40), request_of(40)};
+    struct answer *want[2], *got[2];
+    adapters_make(&rig, adapter);
+    for (int i = 0; i < 2; i++) {
+        r[i].members = &member[i];
+        r[i].member_count = 1;
+        r[i].set_key = 7;
+        want[i] = answer_of(rig.engine, &r[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        got[i] = answer_new(rig.engine);
+        assert_int_equal(answer_ask(got[i], &r[i], NULL), ST_OK);
+    }
+    assert_false(answer_equal(want[0], want[1]));
+    for (int i = 0; i < 2; i++) {
+        answer_wait(got[i]);
+        assert_true(answer_equal(got[i], want[i]));
+        answer_free(got[i]);
+        answer_free(want[i]);
+    }
+    engine_close(rig.engine);
+    for (int i = 0; i < ADAPTERS; i++) random_adapter_release(rig.device, &adapter[i]);
+    rig.device->ops->close(rig.device);
+}
+
 static void test_adapters_change_the_answer(void **state)
 {
     (void)state;
@@ -659,6 +691,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_greedy_and_scores),
         cmocka_unit_test(test_batch_invariance),
+        cmocka_unit_test(test_equal_keys_of_unequal_sets),
         cmocka_unit_test(test_adapters_change_the_answer),
         cmocka_unit_test(test_overflow_ends_its_sequence_only),
         cmocka_unit_test(test_bad_requests),
