@@ -20,7 +20,8 @@ static void choices_release(struct choices *c)
 }
 
 /* "name" or "name@version". */
-static void choices_add(struct parse *p, struct choices *c, const char *text, const char *version, float weight)
+static void choices_add(struct parse *p, struct choices *c, const char *text, const char *version,
+                        float weight)
 {
     const char *at = strchr(text, '@');
     size_t n = at ? (size_t)(at - text) : strlen(text);
@@ -75,8 +76,8 @@ static void refuse_duplicates(struct parse *p, const struct choices *c)
     for (size_t i = 0; i < c->count && !p->failed; i++)
         for (size_t j = 0; j < i && !p->failed; j++)
             if (!strcmp(c->items[i].name, c->items[j].name))
-                parse_fail(p, ST_INVALID, "adapters", "'adapters' names '%.128s' twice; add up its weights instead",
-                           c->items[i].name);
+                parse_fail(p, ST_INVALID, "adapters",
+                           "'adapters' names '%.128s' twice; add up its weights instead", c->items[i].name);
 }
 
 static bool parse_set(struct parse *p, struct choices *c)

@@ -10,7 +10,11 @@ enum { IN_TEXT = 1, IN_CHAT = 2, IN_BOTH = 3 };
 
 #define AT(member) offsetof(struct completion_request, member)
 
-static const struct { const char *name; int endpoints; size_t offset; } bool_fields[] = {
+static const struct {
+    const char *name;
+    int endpoints;
+    size_t offset;
+} bool_fields[] = {
     {"echo", IN_TEXT, AT(echo)},
     {"stream", IN_BOTH, AT(stream)},
     {"ignore_eos", IN_BOTH, AT(ignore_eos)},
@@ -23,7 +27,12 @@ static const struct { const char *name; int endpoints; size_t offset; } bool_fie
     {"continue_final_message", IN_CHAT, AT(continue_final_message)},
 };
 
-static const struct { const char *name; int endpoints; size_t offset; int min, max; } int_fields[] = {
+static const struct {
+    const char *name;
+    int endpoints;
+    size_t offset;
+    int min, max;
+} int_fields[] = {
     {"max_tokens", IN_TEXT, AT(max_tokens), 0, INT_MAX},
     {"max_tokens", IN_CHAT, AT(max_tokens), 1, INT_MAX},
     {"max_completion_tokens", IN_CHAT, AT(max_tokens), 1, INT_MAX},
@@ -36,7 +45,11 @@ static const struct { const char *name; int endpoints; size_t offset; int min, m
     {"prompt_logprobs", IN_BOTH, AT(prompt_logprobs), 0, COMPLETION_LOGPROBS_MAX},
 };
 
-static const struct { const char *name; size_t offset; double min, max; } f64_fields[] = {
+static const struct {
+    const char *name;
+    size_t offset;
+    double min, max;
+} f64_fields[] = {
     {"temperature", AT(temperature), 0, 2},
     {"top_p", AT(top_p), 0, 1},
     {"min_p", AT(min_p), 0, 1},
@@ -50,9 +63,17 @@ static const struct { const char *name; size_t offset; double min, max; } f64_fi
 static void request_defaults(struct completion_request *r, bool chat)
 {
     *r = (struct completion_request){
-        .chat = chat, .max_tokens = chat ? -1 : 16, .n = 1, .logprobs = -1, .prompt_logprobs = -1,
-        .temperature = 1, .top_p = 1, .repetition_penalty = 1, .skip_special_tokens = true,
-        .add_special_tokens = !chat, .add_generation_prompt = true,
+        .chat = chat,
+        .max_tokens = chat ? -1 : 16,
+        .n = 1,
+        .logprobs = -1,
+        .prompt_logprobs = -1,
+        .temperature = 1,
+        .top_p = 1,
+        .repetition_penalty = 1,
+        .skip_special_tokens = true,
+        .add_special_tokens = !chat,
+        .add_generation_prompt = true,
     };
 }
 
@@ -82,15 +103,16 @@ static void parse_stop(struct parse *p, struct completion_request *r)
     if (p->failed || !ids) return;
     size_t count = cJSON_IsArray(ids) ? (size_t)cJSON_GetArraySize(ids) : SIZE_MAX;
     if (count > COMPLETION_STOPS_MAX) {
-        parse_fail(p, ST_INVALID, "stop_token_ids", "'stop_token_ids' must be an array of at most %d token ids",
-                   COMPLETION_STOPS_MAX);
+        parse_fail(p, ST_INVALID, "stop_token_ids",
+                   "'stop_token_ids' must be an array of at most %d token ids", COMPLETION_STOPS_MAX);
         return;
     }
     r->stop_token_ids = parse_alloc(p, count, sizeof *r->stop_token_ids);
     if (!r->stop_token_ids) return;
     for (const cJSON *v = ids->child; v; v = v->next)
         if (!json_token_id(v, &r->stop_token_ids[r->stop_token_count++]))
-            parse_fail(p, ST_INVALID, "stop_token_ids", "'stop_token_ids' must hold token ids, whole numbers from 0");
+            parse_fail(p, ST_INVALID, "stop_token_ids",
+                       "'stop_token_ids' must hold token ids, whole numbers from 0");
 }
 
 static void parse_bias(struct parse *p, struct completion_request *r)
@@ -99,9 +121,10 @@ static void parse_bias(struct parse *p, struct completion_request *r)
     if (p->failed || !map) return;
     size_t count = cJSON_IsObject(map) ? (size_t)cJSON_GetArraySize(map) : SIZE_MAX;
     if (count > COMPLETION_BIAS_MAX) {
-        parse_fail(p, ST_INVALID, "logit_bias",
-                   "'logit_bias' must be an object of at most %d token ids, each with a bias from -100 to 100",
-                   COMPLETION_BIAS_MAX);
+        parse_fail(
+            p, ST_INVALID, "logit_bias",
+            "'logit_bias' must be an object of at most %d token ids, each with a bias from -100 to 100",
+            COMPLETION_BIAS_MAX);
         return;
     }
     r->bias = parse_alloc(p, count, sizeof *r->bias);
@@ -110,7 +133,8 @@ static void parse_bias(struct parse *p, struct completion_request *r)
         char *end;
         unsigned long id = strtoul(v->string, &end, 10);
         bool digits = v->string[0] >= '0' && v->string[0] <= '9' && !*end;
-        if (!digits || id > INT32_MAX || !cJSON_IsNumber(v) || !(v->valuedouble >= -100 && v->valuedouble <= 100)) {
+        if (!digits || id > INT32_MAX || !cJSON_IsNumber(v) ||
+            !(v->valuedouble >= -100 && v->valuedouble <= 100)) {
             parse_fail(p, ST_INVALID, "logit_bias",
                        "'logit_bias': '%.20s' must be a token id with a bias from -100 to 100", v->string);
             return;
@@ -150,10 +174,11 @@ static void parse_prompt(struct parse *p, struct completion_request *r)
     static const char wants[] = "'prompt' must be a string, an array of strings, an array of token ids "
                                 "(whole numbers from 0), or an array of such arrays";
     if (r->tokens.rows > COMPLETION_PROMPTS_MAX)
-        parse_fail(p, ST_INVALID, "prompt", "'prompt' has %zu prompts; at most %d are allowed", r->tokens.rows,
-                   COMPLETION_PROMPTS_MAX);
+        parse_fail(p, ST_INVALID, "prompt", "'prompt' has %zu prompts; at most %d are allowed",
+                   r->tokens.rows, COMPLETION_PROMPTS_MAX);
     for (size_t i = 0, start = 0; i < r->tokens.rows; start = r->tokens.end[i++])
-        if (r->tokens.end[i] == start) parse_fail(p, ST_INVALID, "prompt", "'prompt' has an empty array of tokens");
+        if (r->tokens.end[i] == start)
+            parse_fail(p, ST_INVALID, "prompt", "'prompt' has an empty array of tokens");
     if (p->failed || r->tokens.rows) return;
 
     const cJSON *v = json_get(p->body, "prompt");
@@ -186,8 +211,9 @@ static void check_together(struct parse *p, struct completion_request *r)
     if (r->continue_final_message) r->add_generation_prompt = false;
     size_t prompts = r->chat ? 1 : r->tokens.rows + r->text_count;
     if (prompts * (size_t)r->best_of > COMPLETION_PROMPTS_MAX)
-        parse_fail(p, ST_INVALID, r->best_of > r->n ? "best_of" : "n", "%zu prompts with %d choices each make more than %d completions",
-                   prompts, r->best_of, COMPLETION_PROMPTS_MAX);
+        parse_fail(p, ST_INVALID, r->best_of > r->n ? "best_of" : "n",
+                   "%zu prompts with %d choices each make more than %d completions", prompts, r->best_of,
+                   COMPLETION_PROMPTS_MAX);
 }
 
 static void parse_members(struct parse *p, struct completion_request *r, const char *base_name)

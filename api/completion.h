@@ -1,8 +1,8 @@
 /* The bodies of /v1/completions and /v1/chat/completions as plain structs.
  *
  * Every parameter is checked for kind and range here, with a message that names it. A parameter that is
- * unknown and would change the answer's meaning is refused; an unknown harmless one is ignored. Names of models and
- * adapters are read, not resolved. */
+ * unknown and would change the answer's meaning is refused; an unknown harmless one is ignored. Names of
+ * models and adapters are read, not resolved. */
 #ifndef API_COMPLETION_H
 #define API_COMPLETION_H
 
@@ -15,11 +15,11 @@
 #include <stdint.h>
 
 #define COMPLETION_ADAPTERS_MAX 8
-#define COMPLETION_PROMPTS_MAX 1024
-#define COMPLETION_CHOICES_MAX 128  /* n and best_of */
-#define COMPLETION_STOPS_MAX 64
+#define COMPLETION_PROMPTS_MAX  1024
+#define COMPLETION_CHOICES_MAX  128 /* n and best_of */
+#define COMPLETION_STOPS_MAX    64
 #define COMPLETION_MESSAGES_MAX 4096
-#define COMPLETION_BIAS_MAX 4096
+#define COMPLETION_BIAS_MAX     4096
 #define COMPLETION_LOGPROBS_MAX 20
 
 struct message {
@@ -28,7 +28,7 @@ struct message {
 };
 
 struct adapter_choice {
-    char *name; /* owned */
+    char *name;    /* owned */
     char *version; /* owned; NULL: the current one */
     float weight;
 };

@@ -57,8 +57,7 @@ static void error_fill(struct api_error *err, int http, const char *code, const 
     snprintf(err->param, sizeof err->param, "%s", param ? param : "");
 }
 
-void api_error_set(struct api_error *err, int http, const char *code, const char *param,
-                   const char *fmt, ...)
+void api_error_set(struct api_error *err, int http, const char *code, const char *param, const char *fmt, ...)
 {
     error_fill(err, http, code, param);
     va_list args;

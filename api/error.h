@@ -2,8 +2,8 @@
  *
  *   {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
  *
- * All four members are always there; `code` is a stable string that programs may compare. This is the one place
- * that turns a status into HTTP. */
+ * All four members are always there; `code` is a stable string that programs may compare. This is the one
+ * place that turns a status into HTTP. */
 #ifndef API_ERROR_H
 #define API_ERROR_H
 
@@ -22,8 +22,8 @@ int api_status_http(enum status st);
 const char *api_status_code(enum status st);
 
 /* Fills *err by the given status; param may be NULL. */
-void api_error_set(struct api_error *err, int http, const char *code, const char *param,
-                   const char *fmt, ...) PRINTF_LIKE(5, 6);
+void api_error_set(struct api_error *err, int http, const char *code, const char *param, const char *fmt, ...)
+    PRINTF_LIKE(5, 6);
 /* From a library's failure; an empty message becomes the status's text. */
 void api_error_from(struct api_error *err, enum status st, const struct error *cause, const char *param);
 

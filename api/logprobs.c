@@ -177,7 +177,8 @@ void logprobs_write_chat(struct strbuf *out, struct logprob_range r, const struc
     strbuf_puts(out, "], \"refusal\": null}");
 }
 
-static void write_prompt_token(struct strbuf *out, const struct token_text *t, int32_t id, float logprob, int rank)
+static void write_prompt_token(struct strbuf *out, const struct token_text *t, int32_t id, float logprob,
+                               int rank)
 {
     strbuf_printf(out, "\"%d\": {\"logprob\": ", id);
     write_logprob(out, logprob);

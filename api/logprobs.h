@@ -31,7 +31,8 @@ struct logprob_list {
     bool failed; /* out of memory: sticky */
 };
 void logprob_list_release(struct logprob_list *l);
-/* Adds an entry with room for top_count alternatives, which the caller fills: NULL if top_count is 0 or memory is out. */
+/* Adds an entry with room for top_count alternatives, which the caller fills: NULL if top_count is 0 or
+ * memory is out. */
 struct logprob_alternative *logprob_list_push(struct logprob_list *l, int32_t token, float logprob, int rank,
                                               int top_count);
 
@@ -48,8 +49,8 @@ struct logprob_range {
     size_t first, count;
 };
 
-/* OpenAI's two shapes. A NaN logprob stands for "none": the first token of a text. text_offset, in characters, is where the first token
- * stands in the whole text. */
+/* OpenAI's two shapes. A NaN logprob stands for "none": the first token of a text. text_offset, in
+ * characters, is where the first token stands in the whole text. */
 void logprobs_write_completion(struct strbuf *out, struct logprob_range r, const struct token_text *t,
                                size_t text_offset);
 void logprobs_write_chat(struct strbuf *out, struct logprob_range r, const struct token_text *t);

@@ -119,8 +119,9 @@ static bool role_known(struct parse *p, const cJSON *m, const char **role_out)
     const char *role = cJSON_IsString(v) ? v->valuestring : "";
     if (!strcmp(role, "developer")) role = "system"; /* OpenAI's newer name for it */
     if (strcmp(role, "system") && strcmp(role, "user") && strcmp(role, "assistant")) {
-        parse_fail(p, strcmp(role, "tool") && strcmp(role, "function") ? ST_INVALID : ST_UNSUPPORTED, "messages",
-                   "'messages': role '%.40s' is not one of system, developer, user, assistant", role);
+        parse_fail(p, strcmp(role, "tool") && strcmp(role, "function") ? ST_INVALID : ST_UNSUPPORTED,
+                   "messages", "'messages': role '%.40s' is not one of system, developer, user, assistant",
+                   role);
         return false;
     }
     *role_out = role;

@@ -1,7 +1,7 @@
 /* Reading members of a body with one sticky error: private to this folder.
  *
- * Each reader leaves its output alone where the member is missing or null, and where an earlier one failed. So a body is
- * read straight through, and `failed` looked at once. */
+ * Each reader leaves its output alone where the member is missing or null, and where an earlier one failed.
+ * So a body is read straight through, and `failed` looked at once. */
 #ifndef API_PARSE_H
 #define API_PARSE_H
 

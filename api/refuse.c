@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-/* Parameters of other servers that change what is generated. Each is accepted only with the value that means "off". */
+/* Parameters of other servers that change what is generated. Each is accepted only with the value that means
+ * "off". */
 struct refused {
     const char *name;
     double off_number;      /* besides null, false, "", [] and {} */
@@ -46,7 +47,8 @@ static const struct refused refused[] = {
     {"repeat_penalty", 1, NULL, "use 'repetition_penalty'"},
     {"n_predict", -1, NULL, "use 'max_tokens'"},
     {"max_new_tokens", 0, NULL, "use 'max_tokens'"},
-    {"lora", 0, NULL, "it needs numbers for adapters; name them with 'adapters': [{\"name\": ..., \"weight\": ...}]"},
+    {"lora", 0, NULL,
+     "it needs numbers for adapters; name them with 'adapters': [{\"name\": ..., \"weight\": ...}]"},
 };
 
 /* Of the other endpoint: silently ignored they would mislead. */
@@ -87,7 +89,8 @@ static void refuse_response_format(struct parse *p)
     if (!v) return;
     const cJSON *type = json_get(v, "type");
     if (!cJSON_IsString(type) || strcmp(type->valuestring, "text") != 0)
-        parse_fail(p, ST_UNSUPPORTED, "response_format", "'response_format' other than {\"type\": \"text\"} is not supported");
+        parse_fail(p, ST_UNSUPPORTED, "response_format",
+                   "'response_format' other than {\"type\": \"text\"} is not supported");
 }
 
 static void refuse_modalities(struct parse *p)
@@ -95,7 +98,8 @@ static void refuse_modalities(struct parse *p)
     const cJSON *v = json_get(p->body, "modalities");
     for (const cJSON *m = v ? v->child : NULL; m; m = m->next) {
         if (!cJSON_IsString(m) || strcmp(m->valuestring, "text") != 0)
-            parse_fail(p, ST_UNSUPPORTED, "modalities", "'modalities' other than [\"text\"] are not supported");
+            parse_fail(p, ST_UNSUPPORTED, "modalities",
+                       "'modalities' other than [\"text\"] are not supported");
     }
 }
 

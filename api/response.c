@@ -33,7 +33,8 @@ static void write_head(struct strbuf *out, const struct response_head *h, const 
 
 static void write_usage(struct strbuf *out, struct response_usage u)
 {
-    strbuf_printf(out, ", \"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d}",
+    strbuf_printf(out,
+                  ", \"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d}",
                   u.prompt_tokens, u.output_tokens, u.prompt_tokens + u.output_tokens);
 }
 
@@ -49,7 +50,8 @@ static void write_logprobs(struct strbuf *out, const struct response_head *h, co
 }
 
 /* What follows the text: the same in all four shapes. */
-static void write_choice_rest(struct strbuf *out, const struct response_head *h, const struct response_choice *c)
+static void write_choice_rest(struct strbuf *out, const struct response_head *h,
+                              const struct response_choice *c)
 {
     write_logprobs(out, h, c);
     strbuf_puts(out, ", ");
@@ -153,7 +155,8 @@ void model_write(struct strbuf *out, const struct model_entry *m)
 {
     strbuf_putc(out, '{');
     write_text_member(out, "id", m->id);
-    strbuf_printf(out, ", \"object\": \"model\", \"created\": %" PRId64 ", \"owned_by\": \"medley\", ", m->created);
+    strbuf_printf(out, ", \"object\": \"model\", \"created\": %" PRId64 ", \"owned_by\": \"medley\", ",
+                  m->created);
     write_text_member(out, "root", m->id);
     strbuf_puts(out, ", ");
     write_text_member(out, "parent", m->parent);
@@ -176,8 +179,9 @@ static void write_version(struct strbuf *out, const struct adapter_version_entry
     write_text_member(out, "version", v->version);
     strbuf_puts(out, ", ");
     write_text_member(out, "hash", v->hash);
-    strbuf_printf(out, ", \"created\": %" PRId64 ", \"bytes\": %zu, \"current\": %s, \"resident\": %s, \"leases\": %d}",
-                  v->created, v->bytes, v->current ? "true" : "false", v->resident ? "true" : "false", v->leases);
+    strbuf_printf(
+        out, ", \"created\": %" PRId64 ", \"bytes\": %zu, \"current\": %s, \"resident\": %s, \"leases\": %d}",
+        v->created, v->bytes, v->current ? "true" : "false", v->resident ? "true" : "false", v->leases);
 }
 
 void adapter_write(struct strbuf *out, const struct adapter_entry *a)
@@ -193,8 +197,10 @@ void adapter_write(struct strbuf *out, const struct adapter_entry *a)
     write_text_member(out, "format", a->format);
     strbuf_puts(out, ", ");
     write_text_member(out, "targets", a->targets);
-    strbuf_printf(out, ", \"rank\": %d, \"experts\": %d, \"top_k\": %d, \"sites\": %d, \"parameters\": %zu, \"versions\": [",
-                  a->rank, a->experts, a->top_k, a->sites, a->parameters);
+    strbuf_printf(
+        out,
+        ", \"rank\": %d, \"experts\": %d, \"top_k\": %d, \"sites\": %d, \"parameters\": %zu, \"versions\": [",
+        a->rank, a->experts, a->top_k, a->sites, a->parameters);
     for (size_t i = 0; i < a->version_count; i++) {
         if (i) strbuf_puts(out, ", ");
         write_version(out, &a->versions[i]);

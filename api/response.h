@@ -31,8 +31,8 @@ struct response_choice {
     size_t text_size;
     const char *finish;            /* "stop", "length", ...; NULL while it runs */
     struct logprob_range logprobs; /* list NULL: none */
-    size_t text_offset;            /* completions: where the first of logprobs stands in the text, in characters */
-    const int32_t *token_ids;      /* [token_count], written where with_ids */
+    size_t text_offset;       /* completions: where the first of logprobs stands in the text, in characters */
+    const int32_t *token_ids; /* [token_count], written where with_ids */
     size_t token_count;
     const int32_t *prompt_ids; /* [prompt_count]; NULL: not written */
     size_t prompt_count;

@@ -15,10 +15,10 @@
 
 /* Rows of token ids, end to end. */
 struct token_rows {
-    int32_t *ids;   /* owned */
-    size_t *end;    /* [rows], owned: row i is ids[end[i-1] .. end[i]) */
+    int32_t *ids; /* owned */
+    size_t *end;  /* [rows], owned: row i is ids[end[i-1] .. end[i]) */
     size_t rows;
-    bool nested;    /* written [[..], ..], not [..] */
+    bool nested; /* written [[..], ..], not [..] */
 };
 void token_rows_release(struct token_rows *t);
 

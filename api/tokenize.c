@@ -7,7 +7,10 @@
 
 static void parse_source(struct parse *p, struct tokenize_request *r)
 {
-    static const struct { const char *key; enum tokenize_dialect dialect; } sources[] = {
+    static const struct {
+        const char *key;
+        enum tokenize_dialect dialect;
+    } sources[] = {
         {"content", TOKENIZE_LLAMA_CPP},
         {"prompt", TOKENIZE_VLLM},
         {"messages", TOKENIZE_VLLM},
@@ -17,7 +20,8 @@ static void parse_source(struct parse *p, struct tokenize_request *r)
     for (size_t i = 0; i < sizeof sources / sizeof *sources; i++) {
         if (!json_get(p->body, sources[i].key)) continue;
         if (found)
-            parse_fail(p, ST_INVALID, sources[i].key, "'%s' and '%s' exclude each other", found, sources[i].key);
+            parse_fail(p, ST_INVALID, sources[i].key, "'%s' and '%s' exclude each other", found,
+                       sources[i].key);
         found = sources[i].key;
         r->dialect = sources[i].dialect;
     }
@@ -29,7 +33,8 @@ static void parse_source(struct parse *p, struct tokenize_request *r)
         parse_string(p, found, &r->text);
 }
 
-bool tokenize_request_parse(const char *text, size_t size, struct tokenize_request *out, struct api_error *err)
+bool tokenize_request_parse(const char *text, size_t size, struct tokenize_request *out,
+                            struct api_error *err)
 {
     struct tokenize_request r = {.parse_special = true, .add_generation_prompt = true};
     struct parse p = {.err = err};
@@ -39,7 +44,8 @@ bool tokenize_request_parse(const char *text, size_t size, struct tokenize_reque
         parse_source(&p, &r);
         /* llama.cpp's default is to add none; a chat template writes its own. */
         r.add_special = r.dialect != TOKENIZE_LLAMA_CPP && r.text;
-        parse_bool(&p, r.dialect == TOKENIZE_LLAMA_CPP ? "add_special" : "add_special_tokens", &r.add_special);
+        parse_bool(&p, r.dialect == TOKENIZE_LLAMA_CPP ? "add_special" : "add_special_tokens",
+                   &r.add_special);
         parse_bool(&p, "parse_special", &r.parse_special);
         parse_bool(&p, "add_generation_prompt", &r.add_generation_prompt);
         parse_bool(&p, r.dialect == TOKENIZE_LLAMA_CPP ? "with_pieces" : "return_token_strs", &r.with_pieces);
@@ -146,7 +152,8 @@ bool detokenize_request_parse(char *text, size_t size, struct token_rows *out, s
         /* An empty list is no text; the scanner leaves it to us. */
         const cJSON *v = json_get(body, "tokens");
         if (!cJSON_IsArray(v) || v->child)
-            parse_fail(&p, ST_INVALID, "tokens", "'tokens' must be an array of token ids, whole numbers from 0");
+            parse_fail(&p, ST_INVALID, "tokens",
+                       "'tokens' must be an array of token ids, whole numbers from 0");
     }
     cJSON_Delete(body);
     if (p.failed) {

@@ -1,7 +1,7 @@
 /* The bodies of /tokenize and /detokenize, in the dialects of three servers.
  *
- * The key that holds the text tells the dialect: `content` (llama.cpp), `prompt` or `messages` (vLLM), `inputs`
- * (TGI). Each is answered in its own shape; /detokenize answers both `content` and `prompt`. */
+ * The key that holds the text tells the dialect: `content` (llama.cpp), `prompt` or `messages` (vLLM),
+ * `inputs` (TGI). Each is answered in its own shape; /detokenize answers both `content` and `prompt`. */
 #ifndef API_TOKENIZE_H
 #define API_TOKENIZE_H
 
@@ -18,7 +18,7 @@ struct tokenize_request {
     size_t message_count;
     bool add_special, parse_special;
     bool add_generation_prompt;
-    bool with_pieces;         /* the text of each token beside its id */
+    bool with_pieces; /* the text of each token beside its id */
 };
 
 NODISCARD bool tokenize_request_parse(const char *text, size_t size, struct tokenize_request *out,
@@ -34,8 +34,10 @@ struct token_piece {
 void tokenize_write(struct strbuf *out, const struct tokenize_request *r, const struct token_piece *tokens,
                     size_t count, int context_length);
 
-/* `tokens` of a detokenize body: one row, into *out (owed: token_rows_release). Writes to text, as scan.h says. */
-NODISCARD bool detokenize_request_parse(char *text, size_t size, struct token_rows *out, struct api_error *err);
+/* `tokens` of a detokenize body: one row, into *out (owed: token_rows_release). Writes to text, as scan.h
+ * says. */
+NODISCARD bool detokenize_request_parse(char *text, size_t size, struct token_rows *out,
+                                        struct api_error *err);
 void detokenize_write(struct strbuf *out, const char *text, size_t size);
 
 #endif

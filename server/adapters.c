@@ -54,12 +54,20 @@ void adapter_info_write(struct strbuf *out, const struct adapter_info *info)
     }
     for (size_t i = 0; i < count; i++) {
         const struct version_info *v = &info->versions[i];
-        versions[i] = (struct adapter_version_entry){v->version, v->hash, v->created, v->bytes, v->current, v->resident, v->leases};
+        versions[i] = (struct adapter_version_entry){v->version, v->hash,     v->created, v->bytes,
+                                                     v->current, v->resident, v->leases};
     }
     struct adapter_entry entry = {
-        .name = info->name, .format = info->format, .targets = info->targets, .rank = info->rank,
-        .experts = info->experts, .top_k = info->top_k, .sites = info->sites, .parameters = info->parameters,
-        .versions = versions, .version_count = count,
+        .name = info->name,
+        .format = info->format,
+        .targets = info->targets,
+        .rank = info->rank,
+        .experts = info->experts,
+        .top_k = info->top_k,
+        .sites = info->sites,
+        .parameters = info->parameters,
+        .versions = versions,
+        .version_count = count,
     };
     adapter_write(out, &entry);
     free(versions);
@@ -67,7 +75,8 @@ void adapter_info_write(struct strbuf *out, const struct adapter_info *info)
 
 static struct model_entry model_of(const struct service *s, const struct adapter_info *info)
 {
-    struct model_entry m = {.id = info->name, .parent = s->config->model_name,
+    struct model_entry m = {.id = info->name,
+                            .parent = s->config->model_name,
                             .context_length = engine_shape(s->engine)->context_length};
     if (info->version_count) m.created = info->versions[0].created;
     return m;
@@ -75,7 +84,8 @@ static struct model_entry model_of(const struct service *s, const struct adapter
 
 static struct model_entry base_model(const struct service *s)
 {
-    return (struct model_entry){.id = s->config->model_name, .created = s->started,
+    return (struct model_entry){.id = s->config->model_name,
+                                .created = s->started,
                                 .context_length = engine_shape(s->engine)->context_length};
 }
 

@@ -14,8 +14,11 @@ static struct response_head head_of(const struct job *j)
 {
     const struct completion_request *r = &j->request;
     return (struct response_head){
-        .id = j->id, .created = j->created, .model = r->model ? r->model : j->service->config->model_name,
-        .fingerprint = j->fingerprint, .chat = r->chat,
+        .id = j->id,
+        .created = j->created,
+        .model = r->model ? r->model : j->service->config->model_name,
+        .fingerprint = j->fingerprint,
+        .chat = r->chat,
         .text = {piece_of, engine_tokenizer(j->service->engine), r->tokens_as_ids},
     };
 }
@@ -36,9 +39,15 @@ static struct response_choice choice_of(const struct sequence *q, int index)
 {
     const struct completion_request *r = &q->job->request;
     struct response_choice c = {
-        .index = index, .text = q->text.data ? q->text.data : "", .text_size = q->text.size, .finish = finish_name(q),
-        .text_offset = q->text_offset, .token_ids = q->tokens.ids, .token_count = q->tokens.count,
-        .with_ids = r->return_token_ids, .first = !q->started,
+        .index = index,
+        .text = q->text.data ? q->text.data : "",
+        .text_size = q->text.size,
+        .finish = finish_name(q),
+        .text_offset = q->text_offset,
+        .token_ids = q->tokens.ids,
+        .token_count = q->tokens.count,
+        .with_ids = r->return_token_ids,
+        .first = !q->started,
     };
     if (r->logprobs >= 0) c.logprobs = (struct logprob_range){&q->logprobs, 0, q->logprobs.count};
     if (r->prompt_logprobs >= 0) c.prompt_logprobs = &q->prompt_logprobs;
@@ -59,7 +68,8 @@ void answer_start(struct job *j)
 
 static void forget_sent(struct sequence *q, const struct token_text *text)
 {
-    for (size_t i = 0; i < q->logprobs.count; i++) q->text_offset += token_text_characters(text, q->logprobs.entries[i].token);
+    for (size_t i = 0; i < q->logprobs.count; i++)
+        q->text_offset += token_text_characters(text, q->logprobs.entries[i].token);
     strbuf_clear(&q->text);
     q->tokens.count = 0;
     q->logprobs.count = q->logprobs.top_count = 0;

@@ -20,8 +20,8 @@ void progress_show(void *ctx, double done)
     int cells = (int)(done * BAR_WIDTH);
     if (!isatty(STDERR_FILENO) || cells == *shown) return;
     *shown = cells;
-    fprintf(stderr, "\rloading [%-*.*s] %3.0f%%%s", BAR_WIDTH, cells, "########################################",
-            100 * done, done >= 1 ? "\n" : "");
+    fprintf(stderr, "\rloading [%-*.*s] %3.0f%%%s", BAR_WIDTH, cells,
+            "########################################", 100 * done, done >= 1 ? "\n" : "");
 }
 
 void registry_config_fill(const struct config *c, const struct engine *e, struct device *device,
@@ -29,10 +29,18 @@ void registry_config_fill(const struct config *c, const struct engine *e, struct
 {
     const struct model_shape *s = engine_shape(e);
     *out = (struct registry_config){
-        .data_dir = data_dir, .device = device, .resident_bytes = c->adapter_bytes,
-        .upload_bytes_max = c->upload_bytes, .lr_width_max = c->lr_width,
-        .base = {.layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads, .head_dim = s->head_dim,
-                 .qk_permuted = s->qk_permuted, .rank_max = c->rank_max, .experts_max = c->experts_max},
+        .data_dir = data_dir,
+        .device = device,
+        .resident_bytes = c->adapter_bytes,
+        .upload_bytes_max = c->upload_bytes,
+        .lr_width_max = c->lr_width,
+        .base = {.layers = s->layers,
+                 .heads = s->heads,
+                 .kv_heads = s->kv_heads,
+                 .head_dim = s->head_dim,
+                 .qk_permuted = s->qk_permuted,
+                 .rank_max = c->rank_max,
+                 .experts_max = c->experts_max},
     };
     memcpy(out->base_fingerprint, s->fingerprint, sizeof out->base_fingerprint);
     for (int p = 0; p < PROJ_COUNT; p++)

@@ -13,35 +13,53 @@ enum { SERVE = COMMAND_SERVE, GENERATE = COMMAND_GENERATE, RUNS = SERVE | GENERA
 
 static const struct option options[] = {
     {"model", "FILE", "the model, a GGUF file (required)", OPTION_STRING, AT(model), .commands = RUNS},
-    {"config", "FILE", "a JSON file of these options, {\"max-batch\": 32, ...}", OPTION_STRING, AT(file), .commands = SERVE},
-    {"data", "DIR", "where adapters are kept (~/.local/share/medley)", OPTION_STRING, AT(data), .commands = SERVE},
-    {"listen", "HOST:PORT", "address; port 0 picks a free one (127.0.0.1:8080)", OPTION_STRING, AT(listen), .commands = SERVE},
-    {"insecure-listen", NULL, "allow an address others can reach although no key is set", OPTION_FLAG, AT(insecure_listen), .commands = SERVE},
-    {"model-name", "NAME", "the base model's name in requests (the file's name without .gguf)", OPTION_STRING, AT(model_name), .commands = SERVE},
+    {"config", "FILE", "a JSON file of these options, {\"max-batch\": 32, ...}", OPTION_STRING, AT(file),
+     .commands = SERVE},
+    {"data", "DIR", "where adapters are kept (~/.local/share/medley)", OPTION_STRING, AT(data),
+     .commands = SERVE},
+    {"listen", "HOST:PORT", "address; port 0 picks a free one (127.0.0.1:8080)", OPTION_STRING, AT(listen),
+     .commands = SERVE},
+    {"insecure-listen", NULL, "allow an address others can reach although no key is set", OPTION_FLAG,
+     AT(insecure_listen), .commands = SERVE},
+    {"model-name", "NAME", "the base model's name in requests (the file's name without .gguf)", OPTION_STRING,
+     AT(model_name), .commands = SERVE},
     {"threads", "N", "compute threads; 0: one per core", OPTION_INT, AT(threads), 0, 1024, RUNS},
-    {"cpu-level", "LEVEL", "instruction set; default: the machine's best", OPTION_STRING, AT(cpu_level), .commands = RUNS, .choices = "reference|avx2|avx512"},
+    {"cpu-level", "LEVEL", "instruction set; default: the machine's best", OPTION_STRING, AT(cpu_level),
+     .commands = RUNS, .choices = "reference|avx2|avx512"},
     {"max-batch", "N", "sequences decoded together (64)", OPTION_INT, AT(max_batch), 1, 4096, SERVE},
     {"max-queue", "N", "sequences that may wait (1024)", OPTION_INT, AT(max_queue), 1, 1 << 20, SERVE},
-    {"prefill-chunk", "N", "prompt tokens read in one step at most (128)", OPTION_INT, AT(prefill_chunk), 1, 1 << 16, RUNS},
+    {"prefill-chunk", "N", "prompt tokens read in one step at most (128)", OPTION_INT, AT(prefill_chunk), 1,
+     1 << 16, RUNS},
     {"context", "N", "context length; 0: the model's own", OPTION_INT, AT(context), 0, 1 << 24, RUNS},
-    {"kv-bytes", "SIZE", "memory for keys and values (1G, or less where that is plenty)", OPTION_BYTES, AT(kv_bytes), .commands = RUNS},
-    {"kv-type", "TYPE", "element type of keys and values (f16)", OPTION_STRING, AT(kv_type), .commands = RUNS, .choices = "f16|f32"},
+    {"kv-bytes", "SIZE", "memory for keys and values (1G, or less where that is plenty)", OPTION_BYTES,
+     AT(kv_bytes), .commands = RUNS},
+    {"kv-type", "TYPE", "element type of keys and values (f16)", OPTION_STRING, AT(kv_type), .commands = RUNS,
+     .choices = "f16|f32"},
     {"adapter-bytes", "SIZE", "memory for adapters (1G)", OPTION_BYTES, AT(adapter_bytes), .commands = SERVE},
-    {"upload-bytes", "SIZE", "largest adapter upload (1G)", OPTION_BYTES, AT(upload_bytes), .commands = SERVE},
-    {"rank-max", "N", "largest rank of an adapter's expert (256)", OPTION_INT, AT(rank_max), 1, LR_RANK_MAX, RUNS},
-    {"experts-max", "N", "most experts of an adapter's site (64)", OPTION_INT, AT(experts_max), 1, LR_EXPERTS_MAX, RUNS},
-    {"lr-width", "N", "scratch a row has for adapters, in numbers (4096)", OPTION_INT, AT(lr_width), 1, 1 << 20, RUNS},
+    {"upload-bytes", "SIZE", "largest adapter upload (1G)", OPTION_BYTES, AT(upload_bytes),
+     .commands = SERVE},
+    {"rank-max", "N", "largest rank of an adapter's expert (256)", OPTION_INT, AT(rank_max), 1, LR_RANK_MAX,
+     RUNS},
+    {"experts-max", "N", "most experts of an adapter's site (64)", OPTION_INT, AT(experts_max), 1,
+     LR_EXPERTS_MAX, RUNS},
+    {"lr-width", "N", "scratch a row has for adapters, in numbers (4096)", OPTION_INT, AT(lr_width), 1,
+     1 << 20, RUNS},
     {"max-connections", "N", "open connections (1024)", OPTION_INT, AT(max_connections), 1, 1 << 16, SERVE},
-    {"drain-seconds", "N", "time for running requests after SIGTERM (30)", OPTION_INT, AT(drain_seconds), 0, 86400, SERVE},
-    {"log-level", "LEVEL", "least severe messages shown (info)", OPTION_STRING, AT(log_level), .commands = SERVE, .choices = "debug|info|warn|error|off"},
-    {"adapter", "PATH", "an adapter's folder or archive; repeat for a set", OPTION_LIST, AT(adapters), .commands = GENERATE},
-    {"chat", NULL, "the prompt is a user's message: apply the chat template", OPTION_FLAG, AT(chat), .commands = GENERATE},
+    {"drain-seconds", "N", "time for running requests after SIGTERM (30)", OPTION_INT, AT(drain_seconds), 0,
+     86400, SERVE},
+    {"log-level", "LEVEL", "least severe messages shown (info)", OPTION_STRING, AT(log_level),
+     .commands = SERVE, .choices = "debug|info|warn|error|off"},
+    {"adapter", "PATH", "an adapter's folder or archive; repeat for a set", OPTION_LIST, AT(adapters),
+     .commands = GENERATE},
+    {"chat", NULL, "the prompt is a user's message: apply the chat template", OPTION_FLAG, AT(chat),
+     .commands = GENERATE},
     {"system", "TEXT", "a system message, with --chat", OPTION_STRING, AT(system), .commands = GENERATE},
     {"max-tokens", "N", "stop after N tokens (256)", OPTION_INT, AT(max_tokens), 1, INT_MAX, GENERATE},
     {"temperature", "X", "0 is greedy (0.8)", OPTION_REAL, AT(temperature), 0, 2, GENERATE},
     {"top-p", "X", "nucleus sampling; 1: off", OPTION_REAL, AT(top_p), 0, 1, GENERATE},
     {"top-k", "N", "sample among the N likeliest; 0: off", OPTION_INT, AT(top_k), 0, INT_MAX, GENERATE},
-    {"seed", "N", "the same seed gives the same text; default: random", OPTION_SEED, AT(seed), .commands = GENERATE},
+    {"seed", "N", "the same seed gives the same text; default: random", OPTION_SEED, AT(seed),
+     .commands = GENERATE},
 };
 
 #define OPTION_COUNT (sizeof options / sizeof *options)
@@ -60,14 +78,27 @@ void config_help(enum command command, FILE *out)
 static void set_defaults(struct config *c)
 {
     *c = (struct config){
-        .kv_type = "f16", .listen = "127.0.0.1:8080", .log_level = "info", .max_batch = 64, .max_queue = 1024,
-        .prefill_chunk = 128, .lr_width = 4096, .adapter_bytes = (size_t)1 << 30, .upload_bytes = (size_t)1 << 30,
-        .rank_max = 256, .experts_max = 64, .max_connections = 1024, .drain_seconds = 30, .max_tokens = 256,
-        .temperature = 0.8, .top_p = 1,
+        .kv_type = "f16",
+        .listen = "127.0.0.1:8080",
+        .log_level = "info",
+        .max_batch = 64,
+        .max_queue = 1024,
+        .prefill_chunk = 128,
+        .lr_width = 4096,
+        .adapter_bytes = (size_t)1 << 30,
+        .upload_bytes = (size_t)1 << 30,
+        .rank_max = 256,
+        .experts_max = 64,
+        .max_connections = 1024,
+        .drain_seconds = 30,
+        .max_tokens = 256,
+        .temperature = 0.8,
+        .top_p = 1,
     };
 }
 
-static enum status read_file(const struct option_table *t, struct config *c, const bool *given, struct error *err)
+static enum status read_file(const struct option_table *t, struct config *c, const bool *given,
+                             struct error *err)
 {
     struct file_map map;
     enum status st = file_map(c->file, &map, err);
@@ -133,9 +164,14 @@ enum status config_open_device(const struct config *c, struct device **out, stru
 void config_engine(const struct config *c, struct device *device, struct engine_config *out)
 {
     *out = (struct engine_config){
-        .model_path = c->model, .device = device, .max_batch = c->max_batch, .max_queue = c->max_queue,
-        .prefill_chunk = c->prefill_chunk, .kv_bytes = c->kv_bytes,
+        .model_path = c->model,
+        .device = device,
+        .max_batch = c->max_batch,
+        .max_queue = c->max_queue,
+        .prefill_chunk = c->prefill_chunk,
+        .kv_bytes = c->kv_bytes,
         .kv_type = !strcmp(c->kv_type, "f32") ? DTYPE_F32 : DTYPE_F16,
-        .context_length = c->context, .lr_width = c->lr_width,
+        .context_length = c->context,
+        .lr_width = c->lr_width,
     };
 }

@@ -26,9 +26,9 @@ struct config {
     double temperature, top_p;
     struct option_seed seed;
 
-    struct option_list words; /* arguments that are no options */
-    const char *api_key;      /* from the environment only: MEDLEY_API_KEY; NULL: none */
-    cJSON *json;              /* owned: the file, where strings live */
+    struct option_list words;      /* arguments that are no options */
+    const char *api_key;           /* from the environment only: MEDLEY_API_KEY; NULL: none */
+    cJSON *json;                   /* owned: the file, where strings live */
     char *owned_data, *owned_name; /* owned defaults */
 };
 

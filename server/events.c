@@ -16,10 +16,13 @@ struct event_mail {
 
 static char *mail_text(struct event_mail *m) { return (char *)(m->logprobs + m->logprob_count); }
 
-static struct event_mail *mail_new(struct sequence *q, enum engine_event_kind kind, size_t logprob_count, size_t text_size)
+static struct event_mail *mail_new(struct sequence *q, enum engine_event_kind kind, size_t logprob_count,
+                                   size_t text_size)
 {
     struct event_mail *m = malloc(sizeof *m + logprob_count * sizeof *m->logprobs + text_size);
-    if (m) *m = (struct event_mail){.sequence = q, .kind = kind, .logprob_count = logprob_count, .text_size = text_size};
+    if (m)
+        *m = (struct event_mail){
+            .sequence = q, .kind = kind, .logprob_count = logprob_count, .text_size = text_size};
     return m;
 }
 
@@ -37,7 +40,8 @@ static void add_logprob(struct logprob_list *l, const struct token_logprob *p, i
 {
     int count = p->top_count < top_most ? p->top_count : top_most;
     struct logprob_alternative *top = logprob_list_push(l, p->token, p->logprob, p->rank, count);
-    for (int i = 0; top && i < count; i++) top[i] = (struct logprob_alternative){p->top[i].token, p->top[i].logprob};
+    for (int i = 0; top && i < count; i++)
+        top[i] = (struct logprob_alternative){p->top[i].token, p->top[i].logprob};
 }
 
 static void apply_token(struct sequence *q, struct event_mail *m)

@@ -8,8 +8,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* A refused request's body up to this size is read and thrown away, so that the client gets to read the answer and
- * may keep the connection. Beyond, the connection is closed. */
+/* A refused request's body up to this size is read and thrown away, so that the client gets to read the
+ * answer and may keep the connection. Beyond, the connection is closed. */
 #define BODY_DRAIN_MAX ((size_t)16 << 20)
 
 /* ------------------------------------------------------------------ hang-ups */
@@ -25,7 +25,8 @@ static void on_hangup(uv_poll_t *watch, int status, int events)
 
 static int socket_of(const struct exchange *x)
 {
-    const union MHD_ConnectionInfo *info = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
     return info ? info->connect_fd : -1;
 }
 
@@ -211,7 +212,8 @@ static size_t announced_bytes(const struct exchange *x)
 
 static void too_large(const struct exchange *x, struct api_error *err)
 {
-    api_error_set(err, 413, "too_large", NULL, "the body is larger than %zu bytes, which is the most %s %s takes",
+    api_error_set(err, 413, "too_large", NULL,
+                  "the body is larger than %zu bytes, which is the most %s %s takes",
                   x->route->body_bytes_max, x->route->method, x->route->path);
 }
 
@@ -220,11 +222,13 @@ static bool check_headers(struct exchange *x, const char *method, const char *ur
 {
     const struct http_config *c = &x->http->config;
     char allow[64];
-    x->route = route_find(c->routes, c->route_count, method, url, x->param, sizeof x->param, allow, sizeof allow);
+    x->route =
+        route_find(c->routes, c->route_count, method, url, x->param, sizeof x->param, allow, sizeof allow);
     if (!x->route) {
         if (allow[0]) {
             exchange_add_header(x, MHD_HTTP_HEADER_ALLOW, allow);
-            api_error_set(err, 405, "method_not_allowed", NULL, "%.16s is not allowed here; allowed: %s", method, allow);
+            api_error_set(err, 405, "method_not_allowed", NULL, "%.16s is not allowed here; allowed: %s",
+                          method, allow);
         } else {
             api_error_set(err, 404, "route_not_found", NULL, "there is nothing at %.16s %.200s", method, url);
         }
@@ -232,7 +236,8 @@ static bool check_headers(struct exchange *x, const char *method, const char *ur
     }
     if (c->admit && !c->admit(x, err)) return false;
     if (x->route->body == BODY_JSON && !is_json(exchange_header(x, MHD_HTTP_HEADER_CONTENT_TYPE))) {
-        api_error_set(err, 415, "unsupported_media_type", NULL, "send the body with Content-Type: application/json");
+        api_error_set(err, 415, "unsupported_media_type", NULL,
+                      "send the body with Content-Type: application/json");
         return false;
     }
     if (x->route->body != BODY_NONE && announced_bytes(x) > x->route->body_bytes_max) {
@@ -302,8 +307,8 @@ enum MHD_Result exchange_on_request(void *cls, struct MHD_Connection *connection
     if (x->gone) return MHD_NO;
     if (x->in_headers) return after_headers(x);
     if (*upload_data_size) {
-        /* Of a chunked body several chunks may wait in the daemon's buffer: it goes on handing them over although the
-         * connection was just suspended. Left unread, they come again. */
+        /* Of a chunked body several chunks may wait in the daemon's buffer: it goes on handing them over
+         * although the connection was just suspended. Left unread, they come again. */
         if (x->paused) return MHD_YES;
         size_t n = *upload_data_size;
         *upload_data_size = 0;
@@ -366,7 +371,8 @@ void exchange_reply(struct exchange *x, int status, const char *type, struct str
     size_t size = body->size;
     char *bytes = strbuf_take(body);
     strbuf_release(body);
-    struct MHD_Response *r = bytes ? MHD_create_response_from_buffer(size, bytes, MHD_RESPMEM_MUST_FREE) : NULL;
+    struct MHD_Response *r =
+        bytes ? MHD_create_response_from_buffer(size, bytes, MHD_RESPMEM_MUST_FREE) : NULL;
     if (!r) free(bytes);
     answer(x, status, type, r);
 }
@@ -381,7 +387,8 @@ void exchange_reply_error(struct exchange *x, const struct api_error *err)
     exchange_reply(x, err->http, "application/json", &body);
 }
 
-/* libmicrohttpd asks for the next bytes of a stream. With none there, it must be suspended, or it asks again at once. */
+/* libmicrohttpd asks for the next bytes of a stream. With none there, it must be suspended, or it asks again
+ * at once. */
 static ssize_t read_stream(void *cls, uint64_t at, char *buffer, size_t max)
 {
     (void)at;

@@ -104,7 +104,8 @@ static enum status tokenise(struct generation *g, struct error *err)
         return st ? error_set(err, st, "the prompt cannot be tokenised: %s", status_text(st)) : ST_OK;
     }
     struct message messages[] = {{"system", (char *)c->system}, {"user", (char *)text}};
-    struct chat_prompt chat = {.messages = c->system ? messages : messages + 1, .count = c->system ? 2 : 1,
+    struct chat_prompt chat = {.messages = c->system ? messages : messages + 1,
+                               .count = c->system ? 2 : 1,
                                .add_generation_prompt = true};
     return prompt_render(g->engine, &chat, 0, &g->prompt, err);
 }
@@ -114,11 +115,21 @@ static enum status submit(struct generation *g, struct error *err)
     const struct config *c = g->config;
     struct lr_member members[OPTION_LIST_MAX];
     struct engine_request r = {
-        .prompt = g->prompt.ids, .prompt_count = g->prompt.count, .members = members,
-        .member_count = local_adapters_members(g->adapters, members), .on_event = on_event, .ctx = g,
-        .sampling = {.temperature = (float)c->temperature, .top_p = (float)c->top_p, .top_k = c->top_k,
-                     .repetition_penalty = 1, .max_tokens = c->max_tokens, .skip_special = true, .logprobs = -1,
-                     .prompt_logprobs = -1, .seed = c->seed.value},
+        .prompt = g->prompt.ids,
+        .prompt_count = g->prompt.count,
+        .members = members,
+        .member_count = local_adapters_members(g->adapters, members),
+        .on_event = on_event,
+        .ctx = g,
+        .sampling = {.temperature = (float)c->temperature,
+                     .top_p = (float)c->top_p,
+                     .top_k = c->top_k,
+                     .repetition_penalty = 1,
+                     .max_tokens = c->max_tokens,
+                     .skip_special = true,
+                     .logprobs = -1,
+                     .prompt_logprobs = -1,
+                     .seed = c->seed.value},
     };
     r.set_key = r.member_count ? 1 : 0; /* the only set there is */
     if (!c->seed.given) randombytes_buf(&r.sampling.seed, sizeof r.sampling.seed);

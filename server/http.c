@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #define CONNECTION_POOL_BYTES (64 * 1024) /* headers and one read; larger headers are 431 */
-#define CONNECTION_IDLE_S 75
+#define CONNECTION_IDLE_S     75
 
 /* The daemon's sockets are edge-triggered: it says in its timeout whether it has more to do right now. */
 static void http_run(struct http *h);
@@ -34,7 +34,8 @@ void http_schedule(struct http *h) { uv_timer_start(h->timer, on_timer, 0, 0); }
 
 static void free_handle(uv_handle_t *handle) { free(handle); }
 
-/* Percent escapes in paths are decoded, but never to a NUL or a slash: those stay as written and match nothing. */
+/* Percent escapes in paths are decoded, but never to a NUL or a slash: those stay as written and match
+ * nothing. */
 static size_t unescape(void *cls, struct MHD_Connection *connection, char *text)
 {
     (void)cls;
@@ -63,11 +64,9 @@ static struct MHD_Daemon *start_daemon(struct http *h)
         {MHD_OPTION_END, 0, NULL},
     };
     return MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL,
-                            exchange_on_request, h,
-                            MHD_OPTION_EXTERNAL_LOGGER, on_daemon_log, NULL,
-                            MHD_OPTION_UNESCAPE_CALLBACK, unescape, NULL,
-                            MHD_OPTION_NOTIFY_COMPLETED, exchange_on_completed, h,
-                            MHD_OPTION_ARRAY, options, MHD_OPTION_END);
+                            exchange_on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_daemon_log, NULL,
+                            MHD_OPTION_UNESCAPE_CALLBACK, unescape, NULL, MHD_OPTION_NOTIFY_COMPLETED,
+                            exchange_on_completed, h, MHD_OPTION_ARRAY, options, MHD_OPTION_END);
 }
 
 enum status http_open(const struct http_config *config, struct http **out, struct error *err)
@@ -78,7 +77,8 @@ enum status http_open(const struct http_config *config, struct http **out, struc
     h->poll = calloc(1, sizeof *h->poll);
     h->timer = calloc(1, sizeof *h->timer);
     h->daemon = h->poll && h->timer ? start_daemon(h) : NULL;
-    const union MHD_DaemonInfo *info = h->daemon ? MHD_get_daemon_info(h->daemon, MHD_DAEMON_INFO_EPOLL_FD) : NULL;
+    const union MHD_DaemonInfo *info =
+        h->daemon ? MHD_get_daemon_info(h->daemon, MHD_DAEMON_INFO_EPOLL_FD) : NULL;
     if (!info || uv_poll_init(config->loop, h->poll, info->epoll_fd)) {
         if (h->daemon) MHD_stop_daemon(h->daemon);
         free(h->poll);

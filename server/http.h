@@ -1,10 +1,10 @@
 /* HTTP over libmicrohttpd inside a libuv loop: requests come in whole, answers go out whole or in parts.
  *
- * An *exchange* is one request and its answer. A route's handler gets it when the body is read and either answers
- * at once or keeps it; then it owes exactly one of exchange_reply, exchange_reply_error or exchange_end
- * (after exchange_stream). With that call its hold ends and it must forget the exchange. Where the client
- * hangs up first, the hold ends with the `on_close` call instead, in the same turn of the loop in which the kernel
- * reports it. Everything here belongs to the loop's thread. */
+ * An *exchange* is one request and its answer. A route's handler gets it when the body is read and either
+ * answers at once or keeps it; then it owes exactly one of exchange_reply, exchange_reply_error or
+ * exchange_end (after exchange_stream). With that call its hold ends and it must forget the exchange. Where
+ * the client hangs up first, the hold ends with the `on_close` call instead, in the same turn of the loop in
+ * which the kernel reports it. Everything here belongs to the loop's thread. */
 #ifndef SERVER_HTTP_H
 #define SERVER_HTTP_H
 
@@ -31,8 +31,8 @@ struct route {
     enum body_kind body;
     size_t body_bytes_max;
     void (*handle)(struct exchange *x);
-    /* BODY_STREAM: called before the body is read; the hold of `handle` begins here. Instead of `handle`'s single call,
-     * on_data gets the bytes in order, then handle is called at the end. */
+    /* BODY_STREAM: called before the body is read; the hold of `handle` begins here. Instead of `handle`'s
+     * single call, on_data gets the bytes in order, then handle is called at the end. */
     void (*begin)(struct exchange *x);
     void (*on_data)(struct exchange *x, const char *data, size_t n);
     bool open; /* answered without a key, and while the server loads or drains */
@@ -53,12 +53,12 @@ struct http_config {
 NODISCARD enum status http_open(const struct http_config *config, struct http **out, struct error *err);
 /* No new connections; those that are open go on, and are told to close with their next answer. */
 void http_quiesce(struct http *h);
-/* Cuts exchanges whose clients are gone unnoticed: the daemon, edge-triggered, misses an end that came together with the last
- * bytes it read. To be called now and then. */
+/* Cuts exchanges whose clients are gone unnoticed: the daemon, edge-triggered, misses an end that came
+ * together with the last bytes it read. To be called now and then. */
 void http_sweep(struct http *h);
 size_t http_exchange_count(const struct http *h);
-/* Ends what is left and frees. All exchanges must be answered or their clients gone, else they are cut. Then run the
- * loop until its handles are closed. */
+/* Ends what is left and frees. All exchanges must be answered or their clients gone, else they are cut. Then
+ * run the loop until its handles are closed. */
 void http_close(struct http *h);
 
 /* The request. */

@@ -9,8 +9,8 @@
 struct http {
     struct http_config config;
     struct MHD_Daemon *daemon;
-    uv_poll_t *poll;   /* the daemon's epoll descriptor */
-    uv_timer_t *timer; /* when it wants to run again */
+    uv_poll_t *poll;            /* the daemon's epoll descriptor */
+    uv_timer_t *timer;          /* when it wants to run again */
     struct exchange *exchanges; /* all that are under way */
     size_t count;
     bool quiesced;
@@ -34,7 +34,10 @@ struct exchange {
     void (*on_close)(void *ctx); /* NULL where nobody holds it */
 
     struct MHD_Response *response; /* ready to be queued, or queued: see `queued` */
-    struct header { const char *name; char *value; } headers[8]; /* owned values, for the response to come */
+    struct header {
+        const char *name;
+        char *value;
+    } headers[8]; /* owned values, for the response to come */
     int header_count, status;
     bool queued, suspended, paused, gone;
 

@@ -3,8 +3,9 @@
  *   parsed -> leases and tokens (a worker, where that may block) -> submitted -> events -> answered, freed
  *
  * A job outlives its exchange: when the client goes away, its sequences are cancelled and the job
- * stays until the engine has sent the last event of each, since until then their adapters are in use. The leases are released
- * in job_free and nowhere else. Loop's thread only, except job_prepare and what job_event reads. */
+ * stays until the engine has sent the last event of each, since until then their adapters are in use. The
+ * leases are released in job_free and nowhere else. Loop's thread only, except job_prepare and what job_event
+ * reads. */
 #ifndef SERVER_JOB_H
 #define SERVER_JOB_H
 
@@ -22,8 +23,8 @@ struct job_prompt {
 struct sequence {
     struct job *job;
     const struct job_prompt *prompt;
-    int index;    /* prompt * best_of + choice */
-    uint64_t id;  /* the engine's; 0 before submission */
+    int index;          /* prompt * best_of + choice */
+    uint64_t id;        /* the engine's; 0 before submission */
     bool done, started; /* last event seen; first chunk written */
 
     /* What was generated and not yet sent (streams), or all of it. */
@@ -58,7 +59,7 @@ struct job {
     size_t member_count;
     uint64_t set_key;
     char id[80], fingerprint[64];
-    int64_t created; /* unix seconds */
+    int64_t created;        /* unix seconds */
     struct strbuf versions; /* "name@version, ..." */
 
     struct job_prompt *prompts;
@@ -66,8 +67,8 @@ struct job {
     struct sequence *sequences; /* [prompt_count * best_of] */
     size_t sequence_count, live;
 
-    bool streaming; /* headers are sent */
-    bool wrote;     /* since the last tick of the ping timer */
+    bool streaming;         /* headers are sent */
+    bool wrote;             /* since the last tick of the ping timer */
     struct api_error error; /* http != 0: the job failed */
     struct strbuf out;      /* scratch for chunks */
 };
@@ -94,8 +95,8 @@ NODISCARD bool job_events_open(struct sequence *q);
 void job_events_close(struct sequence *q);
 
 /* answer.c */
-void answer_start(struct job *j);           /* headers of a stream */
-void answer_flush(struct sequence *q);      /* a chunk, if there is news */
-void answer_finish(struct job *j);          /* the end of a stream, or the whole body */
+void answer_start(struct job *j);      /* headers of a stream */
+void answer_flush(struct sequence *q); /* a chunk, if there is news */
+void answer_finish(struct job *j);     /* the end of a stream, or the whole body */
 
 #endif

@@ -54,7 +54,8 @@ static void name_address(int fd, struct listen_address *out)
     socklen_t size = sizeof own;
     char host[64] = "", port[8] = "";
     getsockname(fd, (struct sockaddr *)&own, &size);
-    getnameinfo((struct sockaddr *)&own, size, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV);
+    getnameinfo((struct sockaddr *)&own, size, host, sizeof host, port, sizeof port,
+                NI_NUMERICHOST | NI_NUMERICSERV);
     bool v6 = own.ss_family == AF_INET6;
     snprintf(out->url, sizeof out->url, "http://%s%s%s:%s", v6 ? "[" : "", host, v6 ? "]" : "", port);
     out->loopback = is_loopback((struct sockaddr *)&own);

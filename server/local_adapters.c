@@ -55,11 +55,13 @@ static enum status copy_pair(const char *folder, const char *tensors, const char
 static enum status copy_package(const char *path, const char *to, struct error *err)
 {
     struct stat s;
-    if (stat(path, &s) == 0 && S_ISDIR(s.st_mode)) return copy_pair(path, "adapter_model.safetensors", to, err);
+    if (stat(path, &s) == 0 && S_ISDIR(s.st_mode))
+        return copy_pair(path, "adapter_model.safetensors", to, err);
     const char *dot = strrchr(path, '.');
     if (!dot || strcmp(dot, ".safetensors") != 0) return copy(path, "", to, "body", err);
     char *for_folder = strdup(path), *for_name = strdup(path);
-    enum status st = for_folder && for_name ? copy_pair(dirname(for_folder), basename(for_name), to, err) : ST_NOMEM;
+    enum status st =
+        for_folder && for_name ? copy_pair(dirname(for_folder), basename(for_name), to, err) : ST_NOMEM;
     free(for_folder);
     free(for_name);
     return st;
@@ -89,7 +91,8 @@ enum status local_adapters_open(const struct config *c, const struct engine *e, 
     if (!a) return error_set(err, ST_NOMEM, "out of memory");
     if (c->adapters.count) {
         const char *temporary = getenv("TMPDIR");
-        snprintf(a->folder, sizeof a->folder, "%s/medley-XXXXXX", temporary && *temporary ? temporary : "/tmp");
+        snprintf(a->folder, sizeof a->folder, "%s/medley-XXXXXX",
+                 temporary && *temporary ? temporary : "/tmp");
         if (!mkdtemp(a->folder)) {
             st = file_error(err, "make a temporary folder", a->folder);
             a->folder[0] = 0;
@@ -117,7 +120,6 @@ void local_adapters_close(struct local_adapters *a)
 
 size_t local_adapters_members(const struct local_adapters *a, struct lr_member *members)
 {
-    for (size_t i = 0; i < a->count; i++)
-        members[i] = (struct lr_member){&lease_view(a->leases[i])->lr, 1};
+    for (size_t i = 0; i < a->count; i++) members[i] = (struct lr_member){&lease_view(a->leases[i])->lr, 1};
     return a->count;
 }

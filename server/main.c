@@ -15,8 +15,10 @@ static const struct {
     size_t words_min, words_max; /* arguments that are no options */
 } commands[] = {
     {COMMAND_SERVE, "serve", "--model FILE [options]", "answer HTTP requests", serve_run, 0, 0},
-    {COMMAND_GENERATE, "generate", "--model FILE [options] PROMPT", "continue one prompt on the terminal", generate_run, 1, 1},
-    {COMMAND_INSPECT, "adapter inspect", "PATH", "check an adapter's files and say what is in them", inspect_run, 1, 1},
+    {COMMAND_GENERATE, "generate", "--model FILE [options] PROMPT", "continue one prompt on the terminal",
+     generate_run, 1, 1},
+    {COMMAND_INSPECT, "adapter inspect", "PATH", "check an adapter's files and say what is in them",
+     inspect_run, 1, 1},
 };
 #define COMMAND_COUNT (int)(sizeof commands / sizeof *commands)
 
@@ -24,7 +26,8 @@ static void help(FILE *out)
 {
     fprintf(out, "Medley serves one language model with many adapters, each request with its own.\n\n");
     for (int i = 0; i < COMMAND_COUNT; i++)
-        fprintf(out, "  medley %s %s\n      %s\n", commands[i].words, commands[i].arguments, commands[i].summary);
+        fprintf(out, "  medley %s %s\n      %s\n", commands[i].words, commands[i].arguments,
+                commands[i].summary);
     fprintf(out, "\nmedley COMMAND --help lists a command's options; --version prints the version.\n");
 }
 
@@ -33,7 +36,8 @@ static int command_help(int i)
     printf("medley %s %s\n%s\n\n", commands[i].words, commands[i].arguments, commands[i].summary);
     config_help(commands[i].command, stdout);
     if (commands[i].command == COMMAND_SERVE)
-        printf("\nMEDLEY_API_KEY in the environment sets a key that every request must bring as a bearer token.\n");
+        printf("\nMEDLEY_API_KEY in the environment sets a key that every request must bring as a bearer "
+               "token.\n");
     return 0;
 }
 
@@ -67,7 +71,8 @@ static int run(int i, int argc, char **argv)
     size_t words = config.words.count;
     if (!st && (words < commands[i].words_min || words > commands[i].words_max))
         st = error_set(&err, ST_INVALID, "%s: it is called as medley %s %s",
-                       words ? "too many arguments" : "an argument is missing", commands[i].words, commands[i].arguments);
+                       words ? "too many arguments" : "an argument is missing", commands[i].words,
+                       commands[i].arguments);
     int status = st ? command_failed(&err) : commands[i].run(&config);
     config_release(&config);
     return status;

@@ -42,13 +42,15 @@ static enum status refuse(const struct option *o, const char *text, struct error
     if (o->choices)
         return error_set(err, ST_INVALID, "--%s: '%.60s' is not one of %s", o->name, text, o->choices);
     if (o->kind == OPTION_INT || o->kind == OPTION_REAL)
-        return error_set(err, ST_INVALID, "--%s: '%.60s' is not a number from %g to %g", o->name, text, o->min, o->max);
+        return error_set(err, ST_INVALID, "--%s: '%.60s' is not a number from %g to %g", o->name, text,
+                         o->min, o->max);
     return error_set(err, ST_INVALID, "--%s: '%.60s' is not %s", o->name, text, wants);
 }
 
 static enum status set_number(const struct option *o, double v, const char *text, void *at, struct error *err)
 {
-    if (!(v >= o->min && v <= o->max) || (o->kind == OPTION_INT && v != floor(v))) return refuse(o, text, err);
+    if (!(v >= o->min && v <= o->max) || (o->kind == OPTION_INT && v != floor(v)))
+        return refuse(o, text, err);
     if (o->kind == OPTION_INT)
         *(int *)at = (int)v;
     else
@@ -98,7 +100,8 @@ static bool name_equal(const char *a, const char *b, size_t n)
 static const struct option *find(const struct option_table *t, const char *name, size_t n)
 {
     for (size_t i = 0; i < t->count; i++)
-        if ((t->options[i].commands & t->command) && name_equal(t->options[i].name, name, n)) return &t->options[i];
+        if ((t->options[i].commands & t->command) && name_equal(t->options[i].name, name, n))
+            return &t->options[i];
     return NULL;
 }
 
@@ -111,7 +114,8 @@ static enum status read_one(const struct option_table *t, int argc, char **argv,
     const char *value = name[n] ? name + n + 1 : NULL;
     const struct option *o = find(t, name, n);
     if (!o)
-        return error_set(err, ST_INVALID, "unknown option --%.*s; --help lists those there are", (int)(n > 60 ? 60 : n), name);
+        return error_set(err, ST_INVALID, "unknown option --%.*s; --help lists those there are",
+                         (int)(n > 60 ? 60 : n), name);
     void *at = (char *)values + o->offset;
     given[o - t->options] = true;
     if (o->kind == OPTION_FLAG) {
@@ -120,7 +124,8 @@ static enum status read_one(const struct option_table *t, int argc, char **argv,
         return ST_OK;
     }
     if (!value) {
-        if (*i + 1 >= argc) return error_set(err, ST_INVALID, "--%s needs a value: --%s %s", o->name, o->name, o->metavar);
+        if (*i + 1 >= argc)
+            return error_set(err, ST_INVALID, "--%s needs a value: --%s %s", o->name, o->name, o->metavar);
         value = argv[++*i];
     }
     return set_text(o, value, at, err);
@@ -166,7 +171,8 @@ static enum status set_json(const struct option *o, const cJSON *v, void *at, st
 enum status options_read_object(const struct option_table *t, const cJSON *object, void *values,
                                 const bool *given, struct error *err)
 {
-    if (!cJSON_IsObject(object)) return error_set(err, ST_INVALID, "configuration: the file must hold one JSON object");
+    if (!cJSON_IsObject(object))
+        return error_set(err, ST_INVALID, "configuration: the file must hold one JSON object");
     for (const cJSON *v = object->child; v; v = v->next) {
         const struct option *o = find(t, v->string, strlen(v->string));
         if (!o) return error_set(err, ST_INVALID, "configuration: unknown option '%.60s'", v->string);

@@ -36,9 +36,9 @@ struct option_seed {
 struct option {
     const char *name, *metavar, *help; /* metavar NULL for flags */
     enum option_kind kind;
-    size_t offset;    /* into the values' struct */
-    double min, max;  /* of numbers */
-    unsigned commands; /* the subcommands that take it */
+    size_t offset;       /* into the values' struct */
+    double min, max;     /* of numbers */
+    unsigned commands;   /* the subcommands that take it */
     const char *choices; /* of a string, "a|b|c"; NULL: any */
 };
 

@@ -18,14 +18,15 @@ bool job_try_leases(struct job *j)
     return all;
 }
 
-static void lease_failed(struct job *j, const struct adapter_choice *c, enum status st, const struct error *cause)
+static void lease_failed(struct job *j, const struct adapter_choice *c, enum status st,
+                         const struct error *cause)
 {
     const char *param = j->request.adapter_param;
     if (st != ST_NOT_FOUND)
         api_error_from(&j->error, st, cause, param);
     else if (c->version)
-        api_error_set(&j->error, 404, "model_not_found", param, "there is no adapter '%.128s' with version '%.40s'",
-                      c->name, c->version);
+        api_error_set(&j->error, 404, "model_not_found", param,
+                      "there is no adapter '%.128s' with version '%.40s'", c->name, c->version);
     else
         adapter_not_found(&j->error, c->name, param);
 }
@@ -58,18 +59,23 @@ static int compare_chosen(const void *a, const void *b)
     return (ka > kb) - (ka < kb);
 }
 
-/* Equal sets must have equal keys, unequal ones must not, not even by a client's design: hence a keyed hash with a key
- * that nobody outside this process knows. 0 is the bare base. */
+/* Equal sets must have equal keys, unequal ones must not, not even by a client's design: hence a keyed hash
+ * with a key that nobody outside this process knows. 0 is the bare base. */
 static uint64_t set_key(const unsigned char *secret, const struct chosen *set, size_t count)
 {
-    struct { uint64_t key; float weight; uint32_t zero; } entries[COMPLETION_ADAPTERS_MAX] = {0};
+    struct {
+        uint64_t key;
+        float weight;
+        uint32_t zero;
+    } entries[COMPLETION_ADAPTERS_MAX] = {0};
     uint64_t key;
     if (!count) return 0;
     for (size_t i = 0; i < count; i++) {
         entries[i].key = set[i].view->key;
         entries[i].weight = set[i].weight;
     }
-    crypto_shorthash((unsigned char *)&key, (const unsigned char *)entries, count * sizeof entries[0], secret);
+    crypto_shorthash((unsigned char *)&key, (const unsigned char *)entries, count * sizeof entries[0],
+                     secret);
     return key ? key : 1;
 }
 
@@ -81,10 +87,11 @@ static void name_set(struct job *j, const struct chosen *set, size_t count)
     char hex[sizeof digest * 2 + 1];
     for (size_t i = 0; i < count; i++)
         strbuf_printf(&text, "%s@%s*%.9g,", set[i].view->name, set[i].view->version, (double)set[i].weight);
-    crypto_generichash(digest, sizeof digest, (const unsigned char *)(text.data ? text.data : ""), text.size, NULL, 0);
+    crypto_generichash(digest, sizeof digest, (const unsigned char *)(text.data ? text.data : ""), text.size,
+                       NULL, 0);
     sodium_bin2hex(hex, sizeof hex, digest, sizeof digest);
-    snprintf(j->fingerprint, sizeof j->fingerprint, "fp_%s%s%.12s", engine_shape(j->service->engine)->fingerprint,
-             count ? "_" : "", count ? hex : "");
+    snprintf(j->fingerprint, sizeof j->fingerprint, "fp_%s%s%.12s",
+             engine_shape(j->service->engine)->fingerprint, count ? "_" : "", count ? hex : "");
     strbuf_release(&text);
 }
 
@@ -127,7 +134,8 @@ static enum status prepare_chat(struct job *j, struct job_prompt *p, struct erro
     const struct completion_request *r = &j->request;
     struct chat_prompt chat = {r->messages, r->message_count, r->chat_template, r->add_generation_prompt,
                                r->continue_final_message};
-    return prompt_render(j->service->engine, &chat, r->add_special_tokens ? TOKENIZE_ADD_SPECIAL : 0, &p->tokens, cause);
+    return prompt_render(j->service->engine, &chat, r->add_special_tokens ? TOKENIZE_ADD_SPECIAL : 0,
+                         &p->tokens, cause);
 }
 
 static enum status prepare_prompt(struct job *j, size_t i, struct error *cause)
@@ -135,10 +143,13 @@ static enum status prepare_prompt(struct job *j, size_t i, struct error *cause)
     const struct completion_request *r = &j->request;
     struct job_prompt *p = &j->prompts[i];
     size_t start = i && r->tokens.rows ? r->tokens.end[i - 1] : 0;
-    enum status st = r->chat              ? prepare_chat(j, p, cause)
-                     : r->tokens.rows     ? prepare_tokens(j, p, r->tokens.ids + start, r->tokens.end[i] - start)
-                                          : prepare_text(j, p, r->texts[i]);
-    if (st) return cause->message[0] ? st : error_set(cause, st, "the prompt cannot be tokenised: %s", status_text(st));
+    enum status st = r->chat          ? prepare_chat(j, p, cause)
+                     : r->tokens.rows ? prepare_tokens(j, p, r->tokens.ids + start, r->tokens.end[i] - start)
+                                      : prepare_text(j, p, r->texts[i]);
+    if (st)
+        return cause->message[0]
+                   ? st
+                   : error_set(cause, st, "the prompt cannot be tokenised: %s", status_text(st));
     if (p->echo.failed) return error_set(cause, ST_NOMEM, "out of memory");
     if (!p->tokens.count) return error_set(cause, ST_INVALID, "'prompt' is empty: it has no tokens");
     return ST_OK;

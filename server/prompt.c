@@ -44,7 +44,9 @@ enum status prompt_render(const struct engine *e, const struct chat_prompt *c, u
     else if (!(template = engine_chat(e, err)))
         st = ST_UNSUPPORTED;
     if (!st) st = render(e, template, c, &text, err);
-    if (!st) st = tokenizer_encode(engine_tokenizer(e), text.data ? text.data : "", text.size, flags | TOKENIZE_PARSE_SPECIAL, out);
+    if (!st)
+        st = tokenizer_encode(engine_tokenizer(e), text.data ? text.data : "", text.size,
+                              flags | TOKENIZE_PARSE_SPECIAL, out);
     strbuf_release(&text);
     chat_template_release(&given);
     return st;

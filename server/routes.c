@@ -17,7 +17,8 @@ const struct route server_routes[] = {
     {"POST", "/detokenize", BODY_JSON, 8 * MIB, detokenize_post},
     {"GET", "/v1/adapters", .handle = adapters_get},
     {"GET", "/v1/adapters/{name}", .handle = adapter_get},
-    {"PUT", "/v1/adapters/{name}", BODY_STREAM, SIZE_MAX, adapter_put_end, adapter_put_begin, adapter_put_data},
+    {"PUT", "/v1/adapters/{name}", BODY_STREAM, SIZE_MAX, adapter_put_end, adapter_put_begin,
+     adapter_put_data},
     {"DELETE", "/v1/adapters/{name}", .handle = adapter_delete},
 };
 const size_t server_route_count = sizeof server_routes / sizeof *server_routes;

@@ -111,11 +111,13 @@ static void print_banner(const struct server *v)
             "adapters %zu in %s, up to %.0f MiB resident\n\n"
             "Try it:\n\n"
             "  curl %s/v1/chat/completions -H 'Content-Type: application/json'%s \\\n"
-            "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of France?\"}], \"max_tokens\": 64}'\n\n",
-            shape->name[0] ? shape->name : "unnamed", v->config->model_name, shape->context_length, s->device->name,
-            v->config->max_batch, stats.kv_pages, KV_PAGE_TOKENS, (double)stats.kv_pages * (double)page / 0x1p20,
-            v->config->kv_type, adapters.adapters, v->config->data, (double)v->config->adapter_bytes / 0x1p20,
-            v->address.url, v->config->api_key ? " -H \"Authorization: Bearer $MEDLEY_API_KEY\"" : "");
+            "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of France?\"}], "
+            "\"max_tokens\": 64}'\n\n",
+            shape->name[0] ? shape->name : "unnamed", v->config->model_name, shape->context_length,
+            s->device->name, v->config->max_batch, stats.kv_pages, KV_PAGE_TOKENS,
+            (double)stats.kv_pages * (double)page / 0x1p20, v->config->kv_type, adapters.adapters,
+            v->config->data, (double)v->config->adapter_bytes / 0x1p20, v->address.url,
+            v->config->api_key ? " -H \"Authorization: Bearer $MEDLEY_API_KEY\"" : "");
 }
 
 static void loaded(struct task *t)
@@ -137,8 +139,11 @@ static enum status check_address(const struct server *v, struct error *err)
 {
     const struct config *c = v->config;
     if (v->address.loopback || c->api_key || c->insecure_listen) return ST_OK;
-    return error_set(err, ST_INVALID, "%s can be reached from outside this machine: set MEDLEY_API_KEY in the environment, or say "
-                     "--insecure-listen to allow everybody", v->address.url);
+    return error_set(
+        err, ST_INVALID,
+        "%s can be reached from outside this machine: set MEDLEY_API_KEY in the environment, or say "
+        "--insecure-listen to allow everybody",
+        v->address.url);
 }
 
 static void open_handles(struct server *v)
@@ -170,8 +175,14 @@ static enum status start(struct server *v, struct error *err)
         return st;
     }
     struct http_config http = {
-        .loop = &v->loop, .listen_fd = v->address.fd, .connections_max = v->config->max_connections,
-        .routes = server_routes, .route_count = server_route_count, .ctx = s, .admit = service_admit, .on_idle = on_idle,
+        .loop = &v->loop,
+        .listen_fd = v->address.fd,
+        .connections_max = v->config->max_connections,
+        .routes = server_routes,
+        .route_count = server_route_count,
+        .ctx = s,
+        .admit = service_admit,
+        .on_idle = on_idle,
     };
     st = mailbox_open(&s->mailbox, &v->loop);
     if (st) return error_set(err, st, "cannot start the event loop");
@@ -188,8 +199,8 @@ static void close_handles(struct server *v)
     uv_close((uv_handle_t *)&v->drain, NULL);
 }
 
-/* What is left of the requests ends with the engine's last events and the workers' last tasks; then nothing holds a
- * lease, and the registry may go. */
+/* What is left of the requests ends with the engine's last events and the workers' last tasks; then nothing
+ * holds a lease, and the registry may go. */
 static void finish(struct server *v)
 {
     struct service *s = &v->service;

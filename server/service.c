@@ -114,7 +114,8 @@ struct service *service_of(const struct exchange *x) { return exchange_ctx(x); }
 
 void service_settle(struct service *s)
 {
-    if (s->state == SERVICE_DRAINING && s->http && !s->jobs && !s->task_count && !http_exchange_count(s->http))
+    if (s->state == SERVICE_DRAINING && s->http && !s->jobs && !s->task_count &&
+        !http_exchange_count(s->http))
         s->on_settled(s);
 }
 
@@ -140,7 +141,8 @@ bool service_admit(struct exchange *x, struct api_error *err)
     const struct service *s = service_of(x);
     if (exchange_route(x)->open) return true;
     if (!authorised(s, x))
-        api_error_set(err, 401, "invalid_api_key", NULL, "send the server's key as 'Authorization: Bearer KEY'");
+        api_error_set(err, 401, "invalid_api_key", NULL,
+                      "send the server's key as 'Authorization: Bearer KEY'");
     else if (s->state == SERVICE_LOADING)
         api_error_set(err, 503, "loading", NULL, "the model is still loading");
     else if (s->state == SERVICE_DRAINING)

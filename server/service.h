@@ -1,7 +1,8 @@
 /* What the handlers share: the engine, the registry, and the loop's side of other threads.
  *
- * All of it belongs to the loop's thread, except mailbox_post. Work that may block (disks, packing, long texts)
- * goes to libuv's worker threads as a *task*; news from the engine's thread comes back through the *mailbox*. */
+ * All of it belongs to the loop's thread, except mailbox_post. Work that may block (disks, packing, long
+ * texts) goes to libuv's worker threads as a *task*; news from the engine's thread comes back through the
+ * *mailbox*. */
 #ifndef SERVER_SERVICE_H
 #define SERVER_SERVICE_H
 
@@ -26,7 +27,7 @@ struct mailbox {
     struct mail *first, **last; /* under lock */
 };
 NODISCARD enum status mailbox_open(struct mailbox *m, uv_loop_t *loop);
-void mailbox_close(struct mailbox *m); /* nobody posts any more */
+void mailbox_close(struct mailbox *m);                   /* nobody posts any more */
 void mailbox_post(struct mailbox *m, struct mail *mail); /* any thread */
 
 enum service_state { SERVICE_LOADING, SERVICE_READY, SERVICE_DRAINING };
@@ -37,14 +38,14 @@ struct service {
     uv_loop_t *loop;
     const struct config *config;
     enum service_state state;
-    struct device *device;     /* these three from SERVICE_READY on */
+    struct device *device; /* these three from SERVICE_READY on */
     struct engine *engine;
     struct registry *registry;
     struct http *http;
     struct mailbox mailbox;
-    int64_t started; /* unix seconds */
+    int64_t started;              /* unix seconds */
     unsigned char set_secret[16]; /* random: keys the hash of adapter sets */
-    struct job *jobs; /* completions under way */
+    struct job *jobs;             /* completions under way */
     size_t task_count;
     void (*on_settled)(struct service *s); /* draining, and nothing is under way any more */
 };
@@ -65,13 +66,14 @@ struct task {
 };
 void task_start(struct service *s, struct task *t, void (*work)(struct task *), void (*done)(struct task *));
 
-/* A request that one task answers: work fills `body`, or `error`; call_start does the rest. Embedded first in what a handler
- * needs besides, which was calloc'd and which `release` (may be NULL) empties before it is freed. */
+/* A request that one task answers: work fills `body`, or `error`; call_start does the rest. Embedded first in
+ * what a handler needs besides, which was calloc'd and which `release` (may be NULL) empties before it is
+ * freed. */
 struct call {
     struct task task;
     struct exchange *x; /* NULL when the client is gone; not for work */
     struct service *service;
-    int status;         /* 200 unless work sets another */
+    int status; /* 200 unless work sets another */
     struct strbuf body;
     struct api_error error; /* http != 0: answered instead */
     void (*work)(struct call *c);

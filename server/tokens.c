@@ -34,7 +34,8 @@ static void work_tokenize(struct call *c)
     const struct engine *e = c->service->engine;
     struct token_list tokens = {0};
     struct error cause = {0};
-    unsigned flags = (r->add_special ? TOKENIZE_ADD_SPECIAL : 0) | (r->parse_special ? TOKENIZE_PARSE_SPECIAL : 0);
+    unsigned flags =
+        (r->add_special ? TOKENIZE_ADD_SPECIAL : 0) | (r->parse_special ? TOKENIZE_PARSE_SPECIAL : 0);
     struct chat_prompt chat = {r->messages, r->message_count, NULL, r->add_generation_prompt, false};
     enum status st = r->text ? tokenizer_encode(engine_tokenizer(e), r->text, strlen(r->text), flags, &tokens)
                              : prompt_render(e, &chat, flags, &tokens, &cause);
@@ -45,7 +46,10 @@ static void work_tokenize(struct call *c)
     token_list_release(&tokens);
 }
 
-static void release_tokenize(struct call *c) { tokenize_request_release(&((struct tokenize_call *)c)->request); }
+static void release_tokenize(struct call *c)
+{
+    tokenize_request_release(&((struct tokenize_call *)c)->request);
+}
 
 void tokenize_post(struct exchange *x)
 {

@@ -1,7 +1,7 @@
 /* PUT /v1/adapters/{name}: a body streamed into an upload's folder, then published.
  *
- * Bytes are gathered in memory up to FLUSH_BYTES; then the connection is paused while a worker writes them, so the
- * loop never waits for a disk. Every path ends in a task that closes the upload. */
+ * Bytes are gathered in memory up to FLUSH_BYTES; then the connection is paused while a worker writes them,
+ * so the loop never waits for a disk. Every path ends in a task that closes the upload. */
 #include "adapters/registry.h"
 #include "base/file.h"
 #include "server/adapters.h"
@@ -38,7 +38,7 @@ struct put {
     struct MHD_PostProcessor *form; /* of multipart/form-data; NULL: the body goes to SINK_BODY as it is */
     bool has_expected;
     char expected[FORM_FIELD_BYTES_MAX + 1]; /* version; "": the name must be new */
-    size_t expected_size; /* while the form's field comes in */
+    size_t expected_size;                    /* while the form's field comes in */
     size_t seen;
     bool working, closing;
     struct api_error error; /* http != 0: failed */
@@ -78,7 +78,8 @@ static void sink_write(struct put *p, struct sink *s)
         free(path);
         if (s->fd < 0) put_fail_errno(p, s->name);
     }
-    if (!p->error.http && !file_write_all(s->fd, s->pending.data, s->pending.size)) put_fail_errno(p, s->name);
+    if (!p->error.http && !file_write_all(s->fd, s->pending.data, s->pending.size))
+        put_fail_errno(p, s->name);
     strbuf_clear(&s->pending);
 }
 
@@ -114,7 +115,8 @@ static void work_publish(struct task *t)
     struct error cause = {0};
     write_all(p);
     if (p->error.http) return;
-    enum status st = registry_put(r, TENANT, p->name, p->upload, p->has_expected ? p->expected : NULL, &p->result, &cause);
+    enum status st =
+        registry_put(r, TENANT, p->name, p->upload, p->has_expected ? p->expected : NULL, &p->result, &cause);
     struct adapter_info info;
     if (!st && !(st = registry_get(r, TENANT, p->name, &info, &cause))) {
         adapter_info_write(&p->answer, &info);
@@ -213,7 +215,8 @@ static void take_field(struct put *p, const char *data, size_t n)
 
 /* A piece of a form's part. */
 static enum MHD_Result on_part(void *cls, enum MHD_ValueKind kind, const char *key, const char *filename,
-                               const char *type, const char *encoding, const char *data, uint64_t at, size_t n)
+                               const char *type, const char *encoding, const char *data, uint64_t at,
+                               size_t n)
 {
     (void)kind;
     (void)type;
@@ -229,9 +232,13 @@ static enum MHD_Result on_part(void *cls, enum MHD_ValueKind kind, const char *k
     } else if (key && !strcmp(key, "expected_version")) {
         take_field(p, data, n);
     } else {
-        api_error_set(&p->error, 400, "invalid_form", NULL,
-                      "the form has a part '%.64s'; it may have adapter_config.json, adapter_model.safetensors and "
-                      "expected_version", filename ? filename : key ? key : "");
+        api_error_set(
+            &p->error, 400, "invalid_form", NULL,
+            "the form has a part '%.64s'; it may have adapter_config.json, adapter_model.safetensors and "
+            "expected_version",
+            filename ? filename
+            : key    ? key
+                     : "");
     }
     return p->error.http ? MHD_NO : MHD_YES;
 }
@@ -248,12 +255,14 @@ void adapter_put_data(struct exchange *x, const char *data, size_t n)
     struct put *p = exchange_held(x);
     p->seen += n;
     if (p->seen > p->service->config->upload_bytes)
-        api_error_set(&p->error, 413, "too_large", NULL, "the upload is larger than %zu bytes, the most this server takes",
+        api_error_set(&p->error, 413, "too_large", NULL,
+                      "the upload is larger than %zu bytes, the most this server takes",
                       p->service->config->upload_bytes);
     else if (!p->form)
         strbuf_append(&p->sinks[SINK_BODY].pending, data, n);
     else if (MHD_post_process(p->form, data, n) != MHD_YES && !p->error.http)
-        api_error_set(&p->error, 400, "invalid_form", NULL, "the body is not the multipart form its Content-Type promises");
+        api_error_set(&p->error, 400, "invalid_form", NULL,
+                      "the body is not the multipart form its Content-Type promises");
     for (int i = 0; i < SINK_COUNT; i++)
         if (p->sinks[i].pending.failed) put_fail(p, ST_NOMEM, NULL);
 
@@ -315,20 +324,25 @@ static bool take_condition(struct exchange *x, struct put *p)
 /* Which kinds of bodies there are. */
 static bool take_type(struct exchange *x, struct put *p, struct api_error *err)
 {
-    static const char *const raw[] = {"application/x-tar", "application/gzip", "application/x-gzip", "application/zstd",
-                                      "application/x-zstd", "application/zip", "application/octet-stream"};
+    static const char *const raw[] = {"application/x-tar",       "application/gzip",   "application/x-gzip",
+                                      "application/zstd",        "application/x-zstd", "application/zip",
+                                      "application/octet-stream"};
     const char *type = exchange_header(x, "Content-Type");
     size_t n = type ? strcspn(type, "; \t") : 0;
     if (n == strlen("multipart/form-data") && !strncasecmp(type, "multipart/form-data", n)) {
         p->form = MHD_create_post_processor(exchange_connection(x), FORM_BUFFER_BYTES, on_part, p);
-        if (!p->form) api_error_set(err, 400, "invalid_form", NULL, "the Content-Type of a multipart form needs a boundary");
+        if (!p->form)
+            api_error_set(err, 400, "invalid_form", NULL,
+                          "the Content-Type of a multipart form needs a boundary");
         return p->form != NULL;
     }
     for (size_t i = 0; i < sizeof raw / sizeof *raw; i++)
         if (n == strlen(raw[i]) && !strncasecmp(type, raw[i], n)) return p->sinks[SINK_BODY].used = true;
-    api_error_set(err, 415, "unsupported_media_type", NULL,
-                  "send multipart/form-data with adapter_config.json and adapter_model.safetensors, or an archive of them as "
-                  "application/x-tar, application/gzip, application/zstd, application/zip or application/octet-stream");
+    api_error_set(
+        err, 415, "unsupported_media_type", NULL,
+        "send multipart/form-data with adapter_config.json and adapter_model.safetensors, or an archive of "
+        "them as "
+        "application/x-tar, application/gzip, application/zstd, application/zip or application/octet-stream");
     return false;
 }
 
@@ -337,14 +351,18 @@ static bool check_put(struct exchange *x, struct put *p, struct api_error *err)
     const char *length = exchange_header(x, "Content-Length");
     size_t max = p->service->config->upload_bytes;
     if (!adapter_name_valid(p->name))
-        api_error_set(err, 400, "invalid_value", "name", "'%.40s...' is no adapter name: 1 to %d letters, digits, '.', '_' "
-                      "and '-', the first a letter or digit", exchange_param(x), ADAPTER_NAME_MAX);
+        api_error_set(err, 400, "invalid_value", "name",
+                      "'%.40s...' is no adapter name: 1 to %d letters, digits, '.', '_' "
+                      "and '-', the first a letter or digit",
+                      exchange_param(x), ADAPTER_NAME_MAX);
     else if (!strcmp(p->name, p->service->config->model_name))
         api_error_set(err, 400, "invalid_value", "name", "'%s' is the base model's name", p->name);
     else if (length && strtoull(length, NULL, 10) > max)
-        api_error_set(err, 413, "too_large", NULL, "the upload is larger than %zu bytes, the most this server takes", max);
+        api_error_set(err, 413, "too_large", NULL,
+                      "the upload is larger than %zu bytes, the most this server takes", max);
     else if (!take_condition(x, p))
-        api_error_set(err, 400, "invalid_value", "expected_version", "expected version: send one of If-Match: \"version\", "
+        api_error_set(err, 400, "invalid_value", "expected_version",
+                      "expected version: send one of If-Match: \"version\", "
                       "If-None-Match: * or ?expected_version=version");
     else
         return take_type(x, p, err);

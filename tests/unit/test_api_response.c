@@ -23,7 +23,11 @@ static const char *piece(const void *ctx, int32_t id, size_t *size_out)
 
 static struct response_head head(bool chat)
 {
-    return (struct response_head){.id = "id-1", .created = 5, .model = "m\"1", .fingerprint = "f", .chat = chat,
+    return (struct response_head){.id = "id-1",
+                                  .created = 5,
+                                  .model = "m\"1",
+                                  .fingerprint = "f",
+                                  .chat = chat,
                                   .text = {.piece = piece}};
 }
 
@@ -69,7 +73,8 @@ static void whole_bodies(void **state)
     struct response_choice c = {.index = 1, .text = "hi\n", .text_size = 3, .finish = "stop"};
     response_write(&out, &h, &c, 1, (struct response_usage){2, 3});
     expect(&out, "{\"id\": \"id-1\", \"object\": \"text_completion\", \"created\": 5, \"model\": \"m\\\"1\", "
-                 "\"system_fingerprint\": \"f\", \"choices\": [{\"index\": 1, \"text\": \"hi\\n\", \"logprobs\": null, "
+                 "\"system_fingerprint\": \"f\", \"choices\": [{\"index\": 1, \"text\": \"hi\\n\", "
+                 "\"logprobs\": null, "
                  "\"finish_reason\": \"stop\"}], \"usage\": {\"prompt_tokens\": 2, \"completion_tokens\": 3, "
                  "\"total_tokens\": 5}}");
     h = head(true);
@@ -78,7 +83,8 @@ static void whole_bodies(void **state)
     c.token_ids = ids;
     c.token_count = 2;
     response_write(&out, &h, &c, 1, (struct response_usage){0, 0});
-    assert_non_null(strstr(out.data, "\"message\": {\"role\": \"assistant\", \"content\": \"hi\\n\", \"refusal\": null}"));
+    assert_non_null(strstr(
+        out.data, "\"message\": {\"role\": \"assistant\", \"content\": \"hi\\n\", \"refusal\": null}"));
     assert_non_null(strstr(out.data, "\"token_ids\": [1, 2]"));
     strbuf_release(&out);
 }
@@ -90,12 +96,15 @@ static void chunks_are_sse(void **state)
     struct response_head h = head(true);
     struct response_choice c = {.text = "a", .text_size = 1, .first = true};
     sse_write_chunk(&out, &h, &c, true);
-    expect(&out, "data: {\"id\": \"id-1\", \"object\": \"chat.completion.chunk\", \"created\": 5, \"model\": \"m\\\"1\", "
-                 "\"system_fingerprint\": \"f\", \"choices\": [{\"index\": 0, \"delta\": {\"role\": \"assistant\", "
-                 "\"content\": \"a\"}, \"logprobs\": null, \"finish_reason\": null}], \"usage\": null}\n\n");
+    expect(&out,
+           "data: {\"id\": \"id-1\", \"object\": \"chat.completion.chunk\", \"created\": 5, \"model\": "
+           "\"m\\\"1\", "
+           "\"system_fingerprint\": \"f\", \"choices\": [{\"index\": 0, \"delta\": {\"role\": \"assistant\", "
+           "\"content\": \"a\"}, \"logprobs\": null, \"finish_reason\": null}], \"usage\": null}\n\n");
     c = (struct response_choice){.text = "", .finish = "length"};
     sse_write_chunk(&out, &h, &c, false);
-    assert_non_null(strstr(out.data, "\"delta\": {}, \"logprobs\": null, \"finish_reason\": \"length\"}]}\n\n"));
+    assert_non_null(
+        strstr(out.data, "\"delta\": {}, \"logprobs\": null, \"finish_reason\": \"length\"}]}\n\n"));
     strbuf_clear(&out);
     sse_write_usage(&out, &h, (struct response_usage){1, 2});
     assert_non_null(strstr(out.data, "\"choices\": [], \"usage\": {\"prompt_tokens\": 1"));
@@ -130,12 +139,17 @@ static void logprobs_in_three_shapes(void **state)
     struct token_text t = {.piece = piece};
     struct strbuf out = {0};
     logprobs_write_completion(&out, (struct logprob_range){&l, 0, 3}, &t, 10);
-    expect(&out, "{\"tokens\": [\"<s>\", \"bytes:\\\\xc3\", \"bytes:\\\\xa9\"], \"token_logprobs\": [null, -0.5, -2], "
-                 "\"top_logprobs\": [null, {\"bytes:\\\\xc3\": -0.5, \"a\": -9999}, {\"\\\"\": -1, \"bytes:\\\\xa9\": -2}], "
-                 "\"text_offset\": [10, 13, 14]}");
+    expect(
+        &out,
+        "{\"tokens\": [\"<s>\", \"bytes:\\\\xc3\", \"bytes:\\\\xa9\"], \"token_logprobs\": [null, -0.5, -2], "
+        "\"top_logprobs\": [null, {\"bytes:\\\\xc3\": -0.5, \"a\": -9999}, {\"\\\"\": -1, \"bytes:\\\\xa9\": "
+        "-2}], "
+        "\"text_offset\": [10, 13, 14]}");
     logprobs_write_chat(&out, (struct logprob_range){&l, 2, 1}, &t);
-    expect(&out, "{\"content\": [{\"token\": \"bytes:\\\\xa9\", \"logprob\": -2, \"bytes\": [169], \"top_logprobs\": "
-                 "[{\"token\": \"\\\"\", \"logprob\": -1, \"bytes\": [34]}]}], \"refusal\": null}");
+    expect(
+        &out,
+        "{\"content\": [{\"token\": \"bytes:\\\\xa9\", \"logprob\": -2, \"bytes\": [169], \"top_logprobs\": "
+        "[{\"token\": \"\\\"\", \"logprob\": -1, \"bytes\": [34]}]}], \"refusal\": null}");
     t.as_ids = true;
     logprobs_write_chat(&out, (struct logprob_range){&l, 2, 1}, &t);
     assert_non_null(strstr(out.data, "\"token\": \"token_id:3\""));
@@ -158,16 +172,30 @@ static void listings(void **state)
     struct model_entry models[] = {{.id = "base", .created = 1, .context_length = 99},
                                    {.id = "fr", .parent = "base", .created = 2, .context_length = 99}};
     models_write(&out, models, 2);
-    expect(&out, "{\"object\": \"list\", \"data\": [{\"id\": \"base\", \"object\": \"model\", \"created\": 1, \"owned_by\": "
-                 "\"medley\", \"root\": \"base\", \"parent\": null, \"max_model_len\": 99}, {\"id\": \"fr\", \"object\": "
-                 "\"model\", \"created\": 2, \"owned_by\": \"medley\", \"root\": \"fr\", \"parent\": \"base\", "
-                 "\"max_model_len\": 99}]}");
-    struct adapter_version_entry v = {.version = "v1", .hash = "h", .created = 3, .bytes = 4, .current = true};
-    struct adapter_entry a = {.name = "fr", .format = "moelora", .targets = "q_proj", .rank = 4, .experts = 8,
-                              .top_k = 2, .sites = 30, .parameters = 7, .versions = &v, .version_count = 1};
+    expect(&out,
+           "{\"object\": \"list\", \"data\": [{\"id\": \"base\", \"object\": \"model\", \"created\": 1, "
+           "\"owned_by\": "
+           "\"medley\", \"root\": \"base\", \"parent\": null, \"max_model_len\": 99}, {\"id\": \"fr\", "
+           "\"object\": "
+           "\"model\", \"created\": 2, \"owned_by\": \"medley\", \"root\": \"fr\", \"parent\": \"base\", "
+           "\"max_model_len\": 99}]}");
+    struct adapter_version_entry v = {
+        .version = "v1", .hash = "h", .created = 3, .bytes = 4, .current = true};
+    struct adapter_entry a = {.name = "fr",
+                              .format = "moelora",
+                              .targets = "q_proj",
+                              .rank = 4,
+                              .experts = 8,
+                              .top_k = 2,
+                              .sites = 30,
+                              .parameters = 7,
+                              .versions = &v,
+                              .version_count = 1};
     adapter_write(&out, &a);
-    expect(&out, "{\"name\": \"fr\", \"object\": \"adapter\", \"version\": \"v1\", \"format\": \"moelora\", \"targets\": "
-                 "\"q_proj\", \"rank\": 4, \"experts\": 8, \"top_k\": 2, \"sites\": 30, \"parameters\": 7, \"versions\": "
+    expect(&out, "{\"name\": \"fr\", \"object\": \"adapter\", \"version\": \"v1\", \"format\": \"moelora\", "
+                 "\"targets\": "
+                 "\"q_proj\", \"rank\": 4, \"experts\": 8, \"top_k\": 2, \"sites\": 30, \"parameters\": 7, "
+                 "\"versions\": "
                  "[{\"version\": \"v1\", \"hash\": \"h\", \"created\": 3, \"bytes\": 4, \"current\": true, "
                  "\"resident\": false, \"leases\": 0}]}");
     strbuf_release(&out);
@@ -227,7 +255,8 @@ static void detokenize_bodies(void **state)
     char empty[] = "{\"tokens\": []}";
     assert_true(detokenize_request_parse(empty, strlen(empty), &rows, &err));
     assert_int_equal(rows.rows, 0);
-    const char *const bad[] = {"{}", "{\"tokens\": [[1]]}", "{\"tokens\": [-1]}", "{\"tokens\": \"1\"}", "{\"tokens\": [1", "1"};
+    const char *const bad[] = {
+        "{}", "{\"tokens\": [[1]]}", "{\"tokens\": [-1]}", "{\"tokens\": \"1\"}", "{\"tokens\": [1", "1"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char *text = strdup(bad[i]);
         assert_false(detokenize_request_parse(text, strlen(text), &rows, &err));

@@ -17,16 +17,26 @@
 static void sizes_have_units(void **state)
 {
     (void)state;
-    static const struct { const char *text; size_t bytes; } good[] = {
-        {"0", 0}, {"4096", 4096}, {"1K", 1024}, {"512M", (size_t)512 << 20}, {"2g", (size_t)2 << 30},
-        {"1GiB", (size_t)1 << 30}, {"3kb", 3072}, {"1T", (size_t)1 << 40},
+    static const struct {
+        const char *text;
+        size_t bytes;
+    } good[] = {
+        {"0", 0},
+        {"4096", 4096},
+        {"1K", 1024},
+        {"512M", (size_t)512 << 20},
+        {"2g", (size_t)2 << 30},
+        {"1GiB", (size_t)1 << 30},
+        {"3kb", 3072},
+        {"1T", (size_t)1 << 40},
     };
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         size_t bytes = 1;
         assert_int_equal(bytes_parse(good[i].text, &bytes), ST_OK);
         assert_int_equal(bytes, good[i].bytes);
     }
-    static const char *const bad[] = {"", "x", "-1", "1X", "1.5G", "1G2", "99999999999999999999", "99999999999999T"};
+    static const char *const bad[] = {
+        "", "x", "-1", "1X", "1.5G", "1G2", "99999999999999999999", "99999999999999T"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         size_t bytes = 7;
         assert_int_equal(bytes_parse(bad[i], &bytes), ST_INVALID);
@@ -39,8 +49,11 @@ static void flags_fill_the_configuration(void **state)
     (void)state;
     struct config c;
     struct error err = {0};
-    assert_int_equal(config_read(COMMAND_SERVE, ARGS("--model", "/models/some.gguf", "--max-batch=32", "--kv-bytes", "512M",
-                                                     "--cpu-level", "reference", "--data", "d"), &c, &err), ST_OK);
+    assert_int_equal(config_read(COMMAND_SERVE,
+                                 ARGS("--model", "/models/some.gguf", "--max-batch=32", "--kv-bytes", "512M",
+                                      "--cpu-level", "reference", "--data", "d"),
+                                 &c, &err),
+                     ST_OK);
     assert_string_equal(c.model, "/models/some.gguf");
     assert_string_equal(c.model_name, "some");
     assert_int_equal(c.max_batch, 32);
@@ -49,8 +62,11 @@ static void flags_fill_the_configuration(void **state)
     assert_string_equal(c.listen, "127.0.0.1:8080");
     config_release(&c);
 
-    assert_int_equal(config_read(COMMAND_GENERATE, ARGS("--model", "m", "--adapter", "a", "--adapter", "b", "--seed", "7",
-                                                        "--temperature", "0.5", "--", "--prompt"), &c, &err), ST_OK);
+    assert_int_equal(config_read(COMMAND_GENERATE,
+                                 ARGS("--model", "m", "--adapter", "a", "--adapter", "b", "--seed", "7",
+                                      "--temperature", "0.5", "--", "--prompt"),
+                                 &c, &err),
+                     ST_OK);
     assert_int_equal(c.adapters.count, 2);
     assert_true(c.seed.given && c.seed.value == 7 && c.temperature == 0.5);
     assert_string_equal(c.words.items[0], "--prompt");
@@ -97,8 +113,9 @@ static void the_file_fills_what_flags_left(void **state)
     (void)state;
     struct config c;
     struct error err = {0};
-    char *path = file_with("{\"model\": \"from-file.gguf\", \"max_batch\": 5, \"kv-bytes\": \"1G\", \"threads\": 3,"
-                           " \"insecure-listen\": true, \"data\": \"x\", \"adapter-bytes\": 1000}");
+    char *path =
+        file_with("{\"model\": \"from-file.gguf\", \"max_batch\": 5, \"kv-bytes\": \"1G\", \"threads\": 3,"
+                  " \"insecure-listen\": true, \"data\": \"x\", \"adapter-bytes\": 1000}");
     assert_int_equal(config_read(COMMAND_SERVE, ARGS("--config", path, "--threads", "2"), &c, &err), ST_OK);
     assert_string_equal(c.model_name, "from-file");
     assert_int_equal(c.max_batch, 5);
@@ -110,14 +127,21 @@ static void the_file_fills_what_flags_left(void **state)
     unlink(path);
     free(path);
 
-    static const struct { const char *text, *says; } bad[] = {
-        {"{\"modle\": \"x\"}", "unknown option 'modle'"}, {"[]", "JSON object"}, {"{\"threads\": \"many\"}", "--threads"},
-        {"{\"threads\": true}", "wrong kind"}, {"{\"threads\": 1", "JSON"}, {"", "JSON"},
+    static const struct {
+        const char *text, *says;
+    } bad[] = {
+        {"{\"modle\": \"x\"}", "unknown option 'modle'"},
+        {"[]", "JSON object"},
+        {"{\"threads\": \"many\"}", "--threads"},
+        {"{\"threads\": true}", "wrong kind"},
+        {"{\"threads\": 1", "JSON"},
+        {"", "JSON"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         path = file_with(bad[i].text);
         err = (struct error){0};
-        assert_int_not_equal(config_read(COMMAND_SERVE, ARGS("--config", path, "--model", "m"), &c, &err), ST_OK);
+        assert_int_not_equal(config_read(COMMAND_SERVE, ARGS("--config", path, "--model", "m"), &c, &err),
+                             ST_OK);
         if (!strstr(err.message, bad[i].says)) fail_msg("'%s' does not say '%s'", err.message, bad[i].says);
         config_release(&c);
         unlink(path);
@@ -141,8 +165,10 @@ static void addresses(void **state)
     assert_int_equal(listen_open("0.0.0.0:0", &a, &err), ST_OK);
     assert_false(a.loopback);
     close(a.fd);
-    static const char *const bad[] = {"", "8080", "127.0.0.1", ":8080", "127.0.0.1:", "127.0.0.1:x", "nowhere.invalid:0 1"};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_int_equal(listen_open(bad[i], &a, &err), ST_INVALID);
+    static const char *const bad[] = {"",           "8080",        "127.0.0.1",          ":8080",
+                                      "127.0.0.1:", "127.0.0.1:x", "nowhere.invalid:0 1"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(listen_open(bad[i], &a, &err), ST_INVALID);
 }
 
 int main(void)

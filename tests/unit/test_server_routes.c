@@ -31,7 +31,8 @@ static void paths_are_matched_by_segments(void **state)
     assert_string_equal(param, "x.y");
     assert_ptr_equal(find("POST", "/a/x/b", param, allow), &routes[3]);
     assert_string_equal(param, "x");
-    static const char *const none[] = {"", "/", "/b", "/a/", "/aa", "/a/x/c", "/a//b", "/a/x/b/", "/a/0123456789abcdef"};
+    static const char *const none[] = {
+        "", "/", "/b", "/a/", "/aa", "/a/x/c", "/a//b", "/a/x/b/", "/a/0123456789abcdef"};
     for (size_t i = 0; i < sizeof none / sizeof *none; i++) {
         assert_null(find("GET", none[i], param, allow));
         assert_string_equal(allow, "");
