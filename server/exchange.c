@@ -10,53 +10,19 @@
 
 /* A refused request's body up to this size is read and thrown away, so that the client gets to read the
  * answer and may keep the connection. Beyond, the connection is closed. */
-#define BODY_DRAIN_MAX ((size_t)16 << 20)
+#define BODY_DRAIN_MAX ((size_t)64 << 20)
 
 /* ------------------------------------------------------------------ hang-ups */
 
-static void free_handle(uv_handle_t *handle) { free(handle); }
-
-static void on_hangup(uv_poll_t *watch, int status, int events)
-{
-    (void)status;
-    (void)events;
-    exchange_cut(watch->data);
-}
-
-static int socket_of(const struct exchange *x)
-{
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    return info ? info->connect_fd : -1;
-}
-
-/* A suspended connection is not in the daemon's epoll: its socket is watched here. */
-static void watch_start(struct exchange *x)
-{
-    if (x->watch) return;
-    uv_poll_t *watch = calloc(1, sizeof *watch);
-    if (!watch) return;
-    if (uv_poll_init_socket(x->http->config.loop, watch, socket_of(x))) {
-        free(watch);
-        return;
-    }
-    watch->data = x;
-    x->watch = watch;
-    uv_poll_start(watch, UV_DISCONNECT, on_hangup);
-}
-
-static void watch_stop(struct exchange *x)
-{
-    if (!x->watch) return;
-    uv_poll_stop(x->watch);
-    uv_close((uv_handle_t *)x->watch, free_handle);
-    x->watch = NULL;
-}
-
+/* Takes the connection out of the daemon's hands until `wake`. A client who has said that it will not speak
+ * again is gone by then. */
 static void suspend(struct exchange *x)
 {
     if (x->suspended || x->gone) return;
-    watch_start(x);
+    if (x->peer->half_closed) {
+        exchange_cut(x);
+        return;
+    }
     x->suspended = true;
     MHD_suspend_connection(x->connection);
 }
@@ -80,18 +46,10 @@ void exchange_cut(struct exchange *x)
 {
     if (x->gone) return;
     x->gone = true;
-    if (x->watch) uv_poll_stop(x->watch);
     tell_closed(x);
     wake(x);
     /* Where it was not suspended, this is what makes the daemon look. */
-    shutdown(socket_of(x), SHUT_RDWR);
-}
-
-void http_sweep(struct http *h)
-{
-    char byte;
-    for (struct exchange *x = h->exchanges; x; x = x->next)
-        if (!x->gone && recv(socket_of(x), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0) exchange_cut(x);
+    shutdown(x->peer->fd, SHUT_RDWR);
 }
 
 /* ------------------------------------------------------------------ life */
@@ -113,10 +71,15 @@ static void take_id(struct exchange *x)
 
 static struct exchange *exchange_new(struct http *h, struct MHD_Connection *connection)
 {
-    struct exchange *x = calloc(1, sizeof *x);
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    struct peer *peer = info ? info->socket_context : NULL;
+    struct exchange *x = peer ? calloc(1, sizeof *x) : NULL;
     if (!x) return NULL;
     x->http = h;
     x->connection = connection;
+    x->peer = peer;
+    peer->x = x;
     x->next = h->exchanges;
     if (x->next) x->next->previous = x;
     h->exchanges = x;
@@ -141,7 +104,7 @@ void exchange_on_completed(void *cls, struct MHD_Connection *connection, void **
     if (!x) return;
     *con_cls = NULL;
     tell_closed(x);
-    watch_stop(x);
+    x->peer->x = NULL;
     if (x->next) x->next->previous = x->previous;
     if (x->previous)
         x->previous->next = x->next;
@@ -260,7 +223,7 @@ static enum MHD_Result after_headers(struct exchange *x)
     if (x->response && announced_bytes(x) > BODY_DRAIN_MAX) return queue_answer(x);
     x->in_headers = x->paused;
     if (x->paused) suspend(x);
-    return MHD_YES;
+    return x->gone ? MHD_NO : MHD_YES;
 }
 
 static enum MHD_Result on_headers(struct exchange *x, const char *method, const char *url)
@@ -291,7 +254,7 @@ static enum MHD_Result on_body(struct exchange *x, const char *data, size_t n)
     else
         strbuf_append(&x->body, data, n);
     if (x->paused) suspend(x);
-    return MHD_YES;
+    return x->gone ? MHD_NO : MHD_YES;
 }
 
 enum MHD_Result exchange_on_request(void *cls, struct MHD_Connection *connection, const char *url,
@@ -327,7 +290,7 @@ enum MHD_Result exchange_on_request(void *cls, struct MHD_Connection *connection
     if (x->gone) return MHD_NO; /* the handler may have found no memory to answer */
     if (x->response) return x->queued ? MHD_YES : queue_answer(x);
     suspend(x);
-    return MHD_YES;
+    return x->gone ? MHD_NO : MHD_YES;
 }
 
 /* ------------------------------------------------------------------ the answer */
@@ -407,7 +370,7 @@ static ssize_t read_stream(void *cls, uint64_t at, char *buffer, size_t max)
     }
     if (x->ended) return MHD_CONTENT_READER_END_OF_STREAM;
     suspend(x);
-    return 0;
+    return x->gone ? MHD_CONTENT_READER_END_WITH_ERROR : 0;
 }
 
 void exchange_stream(struct exchange *x, const char *type)

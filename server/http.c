@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define CONNECTION_POOL_BYTES (64 * 1024) /* headers and one read; larger headers are 431 */
@@ -54,6 +55,52 @@ static void on_daemon_log(void *cls, const char *fmt, va_list args)
     log_debug("http: %s", line);
 }
 
+/* The client will send no more; as good as always it has gone altogether. Two things keep the daemon from
+ * seeing that by itself: suspended connections are not in its epoll, and, edge-triggered as it is, it misses
+ * an end that came together with the last bytes it read. */
+static void on_half_closed(uv_poll_t *watch, int status, int events)
+{
+    (void)status;
+    (void)events;
+    struct peer *p = watch->data;
+    p->half_closed = true;
+    uv_poll_stop(watch);
+    if (!p->x || !p->x->handled)
+        shutdown(p->fd, SHUT_RD); /* a new edge: it reads to the end of what has come */
+    else if (!p->x->queued || p->x->streaming)
+        exchange_cut(p->x);
+}
+
+static struct peer *peer_new(struct http *h, int fd)
+{
+    struct peer *p = calloc(1, sizeof *p);
+    if (p) p->watch = calloc(1, sizeof *p->watch);
+    if (!p || !p->watch || uv_poll_init_socket(h->config.loop, p->watch, fd)) {
+        if (p) free(p->watch);
+        free(p);
+        return NULL;
+    }
+    p->fd = fd;
+    p->watch->data = p;
+    uv_poll_start(p->watch, UV_DISCONNECT, on_half_closed);
+    return p;
+}
+
+static void on_connection(void *cls, struct MHD_Connection *connection, void **context,
+                          enum MHD_ConnectionNotificationCode what)
+{
+    struct peer *p = *context;
+    const union MHD_ConnectionInfo *info;
+    if (what == MHD_CONNECTION_NOTIFY_STARTED) {
+        info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+        *context = info ? peer_new(cls, info->connect_fd) : NULL; /* NULL: its requests are refused */
+    } else if (p) {
+        uv_poll_stop(p->watch);
+        uv_close((uv_handle_t *)p->watch, free_handle);
+        free(p);
+    }
+}
+
 static struct MHD_Daemon *start_daemon(struct http *h)
 {
     struct MHD_OptionItem options[] = {
@@ -66,7 +113,8 @@ static struct MHD_Daemon *start_daemon(struct http *h)
     return MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL,
                             exchange_on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_daemon_log, NULL,
                             MHD_OPTION_UNESCAPE_CALLBACK, unescape, NULL, MHD_OPTION_NOTIFY_COMPLETED,
-                            exchange_on_completed, h, MHD_OPTION_ARRAY, options, MHD_OPTION_END);
+                            exchange_on_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
+                            MHD_OPTION_ARRAY, options, MHD_OPTION_END);
 }
 
 enum status http_open(const struct http_config *config, struct http **out, struct error *err)

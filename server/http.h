@@ -53,9 +53,6 @@ struct http_config {
 NODISCARD enum status http_open(const struct http_config *config, struct http **out, struct error *err);
 /* No new connections; those that are open go on, and are told to close with their next answer. */
 void http_quiesce(struct http *h);
-/* Cuts exchanges whose clients are gone unnoticed: the daemon, edge-triggered, misses an end that came
- * together with the last bytes it read. To be called now and then. */
-void http_sweep(struct http *h);
 size_t http_exchange_count(const struct http *h);
 /* Ends what is left and frees. All exchanges must be answered or their clients gone, else they are cut. Then
  * run the loop until its handles are closed. */

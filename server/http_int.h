@@ -6,6 +6,14 @@
 
 #include <microhttpd.h>
 
+/* An open connection, idle or not. */
+struct peer {
+    int fd;             /* libmicrohttpd's */
+    uv_poll_t *watch;   /* sees the client's end of the connection close */
+    bool half_closed;   /* it did */
+    struct exchange *x; /* the request under way, or NULL */
+};
+
 struct http {
     struct http_config config;
     struct MHD_Daemon *daemon;
@@ -19,9 +27,9 @@ struct http {
 struct exchange {
     struct http *http;
     struct MHD_Connection *connection;
+    struct peer *peer;
     const struct route *route;
     struct exchange *next, *previous;
-    uv_poll_t *watch; /* sees a hang-up while the connection is suspended; NULL before the first suspension */
     char id[65], param[160];
 
     struct strbuf body;

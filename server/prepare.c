@@ -113,6 +113,29 @@ static void resolve_set(struct job *j)
     name_set(j, set, count);
 }
 
+/* Every id the request names must be one of the model's. The parameter at fault, or NULL. */
+static const char *foreign_token(const struct completion_request *r, int32_t vocab, int32_t *id_out)
+{
+    size_t prompt = r->tokens.rows ? r->tokens.end[r->tokens.rows - 1] : 0;
+    for (size_t i = 0; i < prompt; i++)
+        if ((*id_out = r->tokens.ids[i]) >= vocab) return "prompt";
+    for (size_t i = 0; i < r->bias_count; i++)
+        if ((*id_out = r->bias[i].token) >= vocab) return "logit_bias";
+    for (size_t i = 0; i < r->stop_token_count; i++)
+        if ((*id_out = r->stop_token_ids[i]) >= vocab) return "stop_token_ids";
+    return NULL;
+}
+
+static bool check_tokens(struct job *j)
+{
+    int32_t vocab = (int32_t)engine_shape(j->service->engine)->vocab, id;
+    const char *param = foreign_token(&j->request, vocab, &id);
+    if (param)
+        api_error_set(&j->error, 400, "invalid_value", param,
+                      "'%s': token %d is not one of the model's 0 to %d", param, id, vocab - 1);
+    return !param;
+}
+
 static enum status prepare_text(struct job *j, struct job_prompt *p, const char *text)
 {
     unsigned flags = TOKENIZE_PARSE_SPECIAL | (j->request.add_special_tokens ? TOKENIZE_ADD_SPECIAL : 0);
@@ -159,7 +182,7 @@ void job_prepare(struct job *j)
 {
     const struct completion_request *r = &j->request;
     struct error cause = {0};
-    if (!take_leases(j)) return;
+    if (!check_tokens(j) || !take_leases(j)) return;
     resolve_set(j);
     j->prompt_count = r->chat ? 1 : r->tokens.rows + r->text_count;
     j->sequence_count = j->prompt_count * (size_t)r->best_of;

@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TICK_MS  5000
+#define PING_MS  5000
 #define GRACE_MS 2000 /* for answers to reach their clients after everything was cancelled */
 
 struct server {
@@ -24,7 +24,7 @@ struct server {
     uv_loop_t loop;
     struct listen_address address;
     uv_signal_t interrupt, terminate;
-    uv_timer_t tick, drain;
+    uv_timer_t ping, drain;
     bool handles; /* the four above are open */
     struct task load;
     enum status load_status;
@@ -61,19 +61,13 @@ static void on_signal(uv_signal_t *signal, int number)
     size_t running = http_exchange_count(s->http);
     log_info("draining: %zu requests are under way; signal again to stop at once", running);
     http_quiesce(s->http);
-    http_sweep(s->http);
     uv_timer_start(&v->drain, on_drain_over, (uint64_t)v->config->drain_seconds * 1000, 0);
     service_settle(s);
 }
 
 static void on_idle(void *ctx) { service_settle(ctx); }
 
-static void on_tick(uv_timer_t *t)
-{
-    struct server *v = t->data;
-    job_ping_all(&v->service);
-    http_sweep(v->service.http);
-}
+static void on_ping(uv_timer_t *t) { job_ping_all(&((struct server *)t->data)->service); }
 
 /* ------------------------------------------------------------------ loading */
 
@@ -150,12 +144,12 @@ static void open_handles(struct server *v)
 {
     uv_signal_init(&v->loop, &v->interrupt);
     uv_signal_init(&v->loop, &v->terminate);
-    uv_timer_init(&v->loop, &v->tick);
+    uv_timer_init(&v->loop, &v->ping);
     uv_timer_init(&v->loop, &v->drain);
-    v->interrupt.data = v->terminate.data = v->tick.data = v->drain.data = v;
+    v->interrupt.data = v->terminate.data = v->ping.data = v->drain.data = v;
     uv_signal_start(&v->interrupt, on_signal, SIGINT);
     uv_signal_start(&v->terminate, on_signal, SIGTERM);
-    uv_timer_start(&v->tick, on_tick, TICK_MS, TICK_MS);
+    uv_timer_start(&v->ping, on_ping, PING_MS, PING_MS);
     v->handles = true;
 }
 
@@ -195,7 +189,7 @@ static void close_handles(struct server *v)
     if (!v->handles) return;
     uv_close((uv_handle_t *)&v->interrupt, NULL);
     uv_close((uv_handle_t *)&v->terminate, NULL);
-    uv_close((uv_handle_t *)&v->tick, NULL);
+    uv_close((uv_handle_t *)&v->ping, NULL);
     uv_close((uv_handle_t *)&v->drain, NULL);
 }
 
