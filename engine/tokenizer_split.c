@@ -114,7 +114,8 @@ struct split {
 static enum status split_piece(const struct split *run, int level, const char *text, size_t n)
 {
     if (n == 0) return ST_OK;
-    if (level == run->splitter->count) return run->sink->word(run->sink->ctx, text, n);
+    /* count is at most PATTERNS_MAX; said again here for compilers that unroll the recursion */
+    if (level == run->splitter->count || level == PATTERNS_MAX) return run->sink->word(run->sink->ctx, text, n);
 
     size_t done = 0;
     while (done < n) {
