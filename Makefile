@@ -1,6 +1,6 @@
 # Medley's build. `make help` lists the targets.
 #
-#   make [SAN=address|undefined|thread] [DEBUG=1] [WERROR=1] [CC=clang] [SKIP_PACKAGES=1]
+#   make [SAN=address|undefined|thread] [DEBUG=1] [WERROR=1] [CC=clang] [V=1] [SKIP_PACKAGES=1]
 #
 # Each combination of SAN and DEBUG builds in a folder of its own; any other change of flags
 # rebuilds what it touches. Sources are found by folder: adding a file needs no change here.
@@ -8,8 +8,12 @@
 SAN ?=
 DEBUG ?=
 WERROR ?=
+V ?=
 SKIP_PACKAGES ?=
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
+
+# A line per file, or with V=1 the whole command.
+run = @$(if $(V),,printf '%-4s %s\n' $(1) $@;) $(if $(V),set -x;)
 
 B := build$(if $(SAN),/san-$(SAN))$(if $(DEBUG),/debug)
 
@@ -37,49 +41,47 @@ KERNEL_TEST_OBJECTS := $(patsubst %.c,$(B)/%.o,$(wildcard tests/kernels/*.c))
 FUZZERS := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/bench_*.c))
 # An archive, so that a test links only the helpers it uses and what those need.
-TEST_HELPERS := $(if $(wildcard tests/support/*.c),$(B)/libsupport.a)
-HAVE_MAIN := $(wildcard server/main.c)
-HAVE_KERNEL_TESTS := $(if $(KERNEL_TEST_OBJECTS),$(B)/tests/kernels/checkkernels)
+TEST_HELPERS := $(B)/libsupport.a
 
 .DEFAULT_GOAL := all
 .PHONY: all tests serve test bench packages packages-test python model format help clean FORCE
-all: $(if $(HAVE_MAIN),$(B)/medley)
-tests: all $(UNIT_TESTS) $(HAVE_KERNEL_TESTS) $(FUZZERS) $(BENCHES)
+all: $(B)/medley
+tests: all $(UNIT_TESTS) $(B)/tests/kernels/checkkernels $(FUZZERS) $(BENCHES)
 
 $(B)/medley: $(B)/server/main.o $(B)/libmedley.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call run,LD) $(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(B)/libmedley.a: $(OBJECTS)
 	@rm -f $@
-	ar rcs $@ $^
+	$(call run,AR) ar rcs $@ $^
 
 $(B)/libsupport.a: $(patsubst %.c,$(B)/%.o,$(wildcard tests/support/*.c))
 	@rm -f $@
-	ar rcs $@ $^
+	$(call run,AR) ar rcs $@ $^
 
 $(B)/tests/unit/%: $(B)/tests/unit/%.o $(TEST_HELPERS) $(B)/libmedley.a
-	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+	$(call run,LD) $(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
 $(B)/tests/fuzz/%: $(B)/tests/fuzz/%.o $(TEST_HELPERS) $(B)/libmedley.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call run,LD) $(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(B)/tests/bench/%: $(B)/tests/bench/%.o $(B)/libmedley.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call run,LD) $(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # The AVX-512 table once more, its intrinsics emulated, so that any machine can check it. Emulation
 # multiplies the code: more than -O1, or a sanitizer, takes the compiler minutes (checkkernels has
 # guards of its own around what kernels read and write).
 $(B)/emulated/%.o: %.c $(B)/.flags
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -O1 -fno-sanitize=all $(ISA_AVX2) -DKERNELS_EMULATE_AVX512 -MMD -MP -c -o $@ $<
+	$(call run,CC) $(CC) $(CPPFLAGS) $(CFLAGS) -O1 -fno-sanitize=all $(ISA_AVX2) -Wno-psabi -DKERNELS_EMULATE_AVX512 -MMD -MP -c -o $@ $<
 
 $(B)/tests/kernels/checkkernels: $(KERNEL_TEST_OBJECTS) $(TEST_HELPERS) \
 		$(patsubst %.c,$(B)/emulated/%.o,$(if $(X86_FOLDERS),$(wildcard kernels/avx512/*.c))) $(B)/libmedley.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call run,LD) $(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(B)/%.o: %.c $(B)/.flags
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA_$(patsubst %/,%,$(dir $@))) -MMD -MP -c -o $@ $<
+	$(call run,CC) $(CC) $(CPPFLAGS) $(CFLAGS) $(ISA_$(patsubst %/,%,$(dir $@))) -MMD -MP -c -o $@ $<
 
 # Rewritten only when the flags differ from the last run's.
 FLAGS_NOW := $(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LDLIBS)
@@ -148,7 +150,7 @@ help:
 	@echo 'make format         clang-format over the tree'
 	@echo 'make clean          remove build/'
 	@echo
-	@echo 'Options: SAN=address|undefined|thread  DEBUG=1  WERROR=1  CC=clang  SKIP_PACKAGES=1'
+	@echo 'Options: SAN=address|undefined|thread  DEBUG=1  WERROR=1  CC=clang  V=1  SKIP_PACKAGES=1'
 
 clean:
 	rm -rf build
