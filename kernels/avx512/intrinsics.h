@@ -8,6 +8,15 @@
 
 #include <immintrin.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
+/* Unrolled emulation would take the compiler minutes. */
+#ifdef KERNELS_EMULATE_AVX512
+#define UNROLL
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
 #ifdef KERNELS_EMULATE_AVX512
 
 #define SIMDE_ENABLE_NATIVE_ALIASES

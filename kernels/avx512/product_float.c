@@ -6,9 +6,6 @@
 #include "kernels/avx2/float_panel.h"
 #include "kernels/avx512/intrinsics.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
 /* Input k of a panel; k even or odd is known after unrolling. */
 INLINE __m512 weight_load(enum dtype type, const uint8_t *w, int k)
 {

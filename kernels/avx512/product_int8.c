@@ -9,9 +9,6 @@
 #include "kernels/avx2/panel.h"
 #include "kernels/avx512/intrinsics.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
 INLINE __m512i load(const void *p) { return _mm512_loadu_si512(p); }
 
 /* Group g, one unsigned quant a byte. */
