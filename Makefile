@@ -73,7 +73,7 @@ $(B)/tests/bench/%: $(B)/tests/bench/%.o $(B)/libmedley.a
 # guards of its own around what kernels read and write).
 $(B)/emulated/%.o: %.c $(B)/.flags
 	@mkdir -p $(@D)
-	$(call run,CC) $(CC) $(CPPFLAGS) $(CFLAGS) -O1 -fno-sanitize=all $(ISA_AVX2) -Wno-psabi -DKERNELS_EMULATE_AVX512 -Wno-psabi -MMD -MP -c -o $@ $<
+	$(call run,CC) $(CC) $(CPPFLAGS) $(CFLAGS) -O1 -fno-sanitize=all $(ISA_AVX2) -Wno-psabi -DKERNELS_EMULATE_AVX512 -MMD -MP -c -o $@ $<
 
 $(B)/tests/kernels/checkkernels: $(KERNEL_TEST_OBJECTS) $(TEST_HELPERS) \
 		$(patsubst %.c,$(B)/emulated/%.o,$(if $(X86_FOLDERS),$(wildcard kernels/avx512/*.c))) $(B)/libmedley.a

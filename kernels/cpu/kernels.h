@@ -19,9 +19,10 @@
 /* The product y = W x for one weight type: how weights and activations are laid out, and the
  * multiplication itself. */
 struct cpu_product {
-    /* Output columns are shared out between threads in multiples of this. */
+    /* Output columns are shared out between threads in multiples of this, a power of two. */
     int panel_outputs;
-    /* Activation rows are packed in tiles of this many. */
+    /* Activation rows are packed in tiles of this many, a power of two: products of a group that pack
+     * differently are given the same split of rows. */
     int tile_rows;
 
     /* Bytes of a packed weight, or 0: the file's rows are used in place. SIZE_MAX if the shape
