@@ -97,6 +97,9 @@ def row_of(case, own, other, base):
 
 
 def run(options):
+    if os.getloadavg()[0] > 0.5:
+        print(f"bench: the load average is {os.getloadavg()[0]:.1f}: figures mean little beside other work",
+              file=sys.stderr)
     cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     ours, peer = Ours(options.model, options.threads), Peer(options.model, options.threads)
     with tempfile.TemporaryDirectory() as folder:
