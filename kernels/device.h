@@ -70,7 +70,9 @@ enum epilogue {
 #define SITE_GROUP_MAX 3
 
 /* The central op: for the sites that share an input, y_s = W_s x + routed deltas of each row's
- * set, then the epilogue. x never aliases an output. */
+ * set, then the epilogue. x never aliases an output. Where a member routes the layer's FFN (lr_adapter.ffn),
+ * gate and up are one group with EPILOGUE_SILU_MUL, and the next group is down, for the same rows and
+ * segments: the experts' activations stay in the device between the two. */
 struct site_group_args {
     int rows;
     const float *x; /* (rows, cols of the weights) */

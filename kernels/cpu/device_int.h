@@ -58,6 +58,10 @@ struct cpu_device {
     struct device_limits limits;
     struct cpu_scratch scratch;
 
+    /* The group of gate and up whose routed experts' activations stand in scratch.lr; rows 0: none. */
+    int ffn_layer, ffn_rows;
+    size_t ffn_inner;
+
     /* of the rope tables */
     size_t rope_dims;
     float rope_magnitude;

@@ -6,18 +6,39 @@
 #include <math.h>
 #include <string.h>
 
+/* --- packing --- */
+
 static bool float_type(enum dtype t) { return t == DTYPE_F32 || t == DTYPE_F16 || t == DTYPE_BF16; }
+
+static bool within(float v, float low, float high) { return v >= low && v <= high; } /* false for NaN */
+
+static bool has_router(enum gate_rule rule) { return rule != GATE_NONE && rule != GATE_FFN; }
+
+static bool router_valid(const struct lr_site_source *src)
+{
+    if (!has_router(src->rule)) return src->rank > 0;
+    if (!src->router || !float_type(src->router_type)) return false;
+    if (!isfinite(src->temperature) || src->temperature <= 0) return false;
+    switch (src->rule) {
+    case GATE_TOPK:
+    case GATE_TOPK_RAW: return src->top_k >= 1 && src->top_k <= src->experts;
+    case GATE_TOP_P: return within(src->top_p, 0, 1);
+    case GATE_THRESHOLD: return within(src->threshold, 0, INFINITY);
+    case GATE_ADA_THRESHOLD:
+        return within(src->threshold, 0, INFINITY) && isfinite(src->threshold_bias) && src->threshold_row;
+    default: return true;
+    }
+}
 
 static bool source_valid(const struct lr_site_source *src)
 {
-    bool top = src->rule == GATE_TOPK || src->rule == GATE_TOPK_RAW;
-    if (src->experts < 1 || src->experts > LR_EXPERTS_MAX || src->rank < 1 || src->rank > LR_RANK_MAX)
+    bool matrices = src->a || src->b;
+    if (src->experts < 1 || src->experts > LR_EXPERTS_MAX || src->rank < matrices || src->rank > LR_RANK_MAX)
         return false;
-    if (src->d_in < 1 || src->d_out < 1 || !float_type(src->type) || src->rule >= GATE_RULE_COUNT)
-        return false;
-    if (top && (src->top_k < 1 || src->top_k > src->experts)) return false;
-    if (src->rule == GATE_NONE) return true;
-    return src->router && float_type(src->router_type) && isfinite(src->temperature) && src->temperature > 0;
+    if (src->rank > 0 && !(src->a && src->b && src->scale && float_type(src->type))) return false;
+    if (src->d_in < 1 || src->d_out < 1 || src->rule >= GATE_RULE_COUNT) return false;
+    if ((src->base_gain || src->bias) && (src->rank == 0 || src->rule == GATE_FFN)) return false;
+    return router_valid(src);
 }
 
 static size_t panel_count(const struct lr_site *s) { return (s->d_out + LR_PANEL - 1) / LR_PANEL; }
@@ -38,41 +59,74 @@ static void pack_b(char *dst, const char *b, size_t d_out, size_t rank, size_t e
     }
 }
 
-static void fill_matrices(struct cpu_lr_site *s, const struct lr_site_source *src, size_t b_bytes)
+/* Where the parts of a site stand in its block, and the bytes of each. */
+struct layout {
+    size_t router_row, router, router_at;
+    size_t a_expert, a, a_at;
+    size_t b, b_at;
+    size_t scale, scale_at;
+    size_t vector, gain_at, bias_at;
+    size_t bytes; /* of all */
+};
+
+static size_t place(struct layout *l, size_t bytes)
 {
-    size_t elem = dtype_block_bytes(src->type), rank = (size_t)src->rank;
-    size_t a_bytes = rank * src->d_in * elem;
-    memset(s->b, 0, b_bytes);
-    for (int e = 0; e < src->experts; e++) {
-        memcpy((char *)s->a + (size_t)e * a_bytes, src->a[e], a_bytes);
-        char *b = (char *)s->b + panel_offset(&s->base, (size_t)e, 0) * elem;
-        pack_b(b, src->b[e], src->d_out, rank, elem);
+    size_t at = l->bytes;
+    l->bytes = size_add(l->bytes, size_round_up(bytes, MEMORY_ALIGN));
+    return at;
+}
+
+static struct layout lay_out(const struct lr_site_source *src)
+{
+    size_t experts = (size_t)src->experts, rank = (size_t)src->rank;
+    size_t elem = rank ? dtype_block_bytes(src->type) : 0;
+    size_t rows = has_router(src->rule) ? experts + (src->rule == GATE_ADA_THRESHOLD) : 0;
+    struct layout l = {0};
+    if (rows) l.router_row = size_mul(src->d_in, dtype_block_bytes(src->router_type));
+    l.router = size_mul(rows, l.router_row);
+    l.a_expert = size_mul(size_mul(rank, src->d_in), elem);
+    l.a = size_mul(src->shared_a ? 1 : experts, l.a_expert);
+    l.b = size_mul(size_mul(experts * rank, size_round_up(src->d_out, LR_PANEL)), elem);
+    l.scale = rank ? experts * sizeof(float) : 0;
+    l.vector = size_mul(src->d_out, sizeof(float));
+
+    place(&l, sizeof(struct cpu_lr_site));
+    l.scale_at = place(&l, l.scale);
+    l.router_at = place(&l, l.router);
+    l.gain_at = place(&l, src->base_gain ? l.vector : 0);
+    l.bias_at = place(&l, src->bias ? l.vector : 0);
+    l.a_at = place(&l, l.a);
+    l.b_at = place(&l, l.b);
+    return l;
+}
+
+static void fill_site(struct cpu_lr_site *s, const struct lr_site_source *src, const struct layout *l)
+{
+    size_t elem = dtype_block_bytes(src->type), experts = (size_t)src->experts;
+    if (s->router) memcpy(s->router, src->router, experts * l->router_row);
+    if (src->rule == GATE_ADA_THRESHOLD)
+        memcpy((char *)s->router + experts * l->router_row, src->threshold_row, l->router_row);
+    if (s->gain) memcpy(s->gain, src->base_gain, l->vector);
+    if (s->bias) memcpy(s->bias, src->bias, l->vector);
+    if (src->rank == 0) return;
+    memcpy(s->scale, src->scale, l->scale);
+    memset(s->b, 0, l->b);
+    for (size_t e = 0; e < experts; e++) {
+        if (e == 0 || !src->shared_a) memcpy((char *)s->a + e * l->a_expert, src->a[e], l->a_expert);
+        pack_b((char *)s->b + panel_offset(&s->base, e, 0) * elem, src->b[e], src->d_out, (size_t)src->rank,
+               elem);
     }
-    memcpy(s->scale, src->scale, (size_t)src->experts * sizeof *s->scale);
 }
 
 enum status cpu_lr_site_pack(struct device *device, const struct lr_site_source *src, struct lr_site **out)
 {
     (void)device;
     if (!source_valid(src)) return ST_INVALID;
-    if (src->rule > GATE_TOPK_RAW || src->shared_a || src->base_gain || src->bias) return ST_UNSUPPORTED;
 
-    bool routed = src->rule != GATE_NONE;
-    size_t elem = dtype_block_bytes(src->type), experts = (size_t)src->experts;
-    size_t stacked = experts * (size_t)src->rank;
-    size_t padded_out = size_round_up(src->d_out, LR_PANEL);
-    size_t head = size_round_up(sizeof(struct cpu_lr_site), MEMORY_ALIGN);
-    size_t scale_bytes = size_round_up(experts * sizeof(float), MEMORY_ALIGN);
-    size_t router_elems = routed ? size_mul(experts, src->d_in) : 0;
-    size_t router_bytes = router_elems ? size_mul(router_elems, dtype_block_bytes(src->router_type)) : 0;
-    size_t router_space = size_round_up(router_bytes, MEMORY_ALIGN);
-    size_t a_space = size_round_up(size_mul(size_mul(stacked, src->d_in), elem), MEMORY_ALIGN);
-    size_t b_space = size_round_up(size_mul(size_mul(stacked, padded_out), elem), MEMORY_ALIGN);
-    size_t bytes = size_add(size_add(head + scale_bytes, router_space), size_add(a_space, b_space));
-
-    struct cpu_lr_site *s = memory_alloc(bytes);
-    if (!s) return ST_NOMEM;
-    char *at = (char *)s + head;
+    struct layout l = lay_out(src);
+    char *block = memory_alloc(l.bytes);
+    if (!block) return ST_NOMEM;
+    struct cpu_lr_site *s = (struct cpu_lr_site *)(void *)block;
     *s = (struct cpu_lr_site){
         .base = {.experts = src->experts,
                  .rank = src->rank,
@@ -81,16 +135,21 @@ enum status cpu_lr_site_pack(struct device *device, const struct lr_site_source 
                  .d_out = src->d_out,
                  .rule = src->rule,
                  .temperature = src->temperature,
-                 .bytes = bytes},
+                 .top_p = src->top_p,
+                 .threshold = src->threshold,
+                 .threshold_bias = src->threshold_bias,
+                 .bytes = l.bytes},
+        .shared_a = src->shared_a,
         .type = src->type,
         .router_type = src->router_type,
-        .router = routed ? at + scale_bytes : NULL,
-        .a = at + scale_bytes + router_space,
-        .b = at + scale_bytes + router_space + a_space,
-        .scale = (float *)(void *)at,
+        .router = l.router ? block + l.router_at : NULL,
+        .a = block + l.a_at,
+        .b = block + l.b_at,
+        .scale = (float *)(void *)(block + l.scale_at),
+        .gain = src->base_gain ? (float *)(void *)(block + l.gain_at) : NULL,
+        .bias = src->bias ? (float *)(void *)(block + l.bias_at) : NULL,
     };
-    if (routed) memcpy(s->router, src->router, router_bytes);
-    fill_matrices(s, src, b_space);
+    fill_site(s, src, &l);
     *out = &s->base;
     return ST_OK;
 }
@@ -101,66 +160,99 @@ void cpu_lr_site_free(struct device *device, struct lr_site *s)
     memory_free(s);
 }
 
-size_t lr_record_width(const struct lr_site *s)
-{
-    return (size_t)route_chosen_count(s) * ((size_t)s->rank + 1);
-}
+/* --- the first half --- */
 
-/* The router runs first, so that only the chosen experts' A is read: for distinct adapters the bytes
- * are what a step waits for. */
-void lr_record_fill(const struct cpu_kernels *k, const struct lr_site *site, float weight, const float *x,
-                    float *record)
+void lr_route(const struct cpu_kernels *k, const struct lr_site *site, const float *x, struct lr_choice *out)
 {
     const struct cpu_lr_site *s = (const struct cpu_lr_site *)site;
-    float logits[LR_EXPERTS_MAX], gate[LR_EXPERTS_MAX];
-    int32_t chosen[LR_EXPERTS_MAX];
-    int count = route_chosen_count(site), rank = site->rank;
-    size_t expert_bytes = (size_t)rank * site->d_in * dtype_block_bytes(s->type);
+    float logits[LR_EXPERTS_MAX + 1];
+    int rows = site->experts + (site->rule == GATE_ADA_THRESHOLD);
+    if (s->router) k->lr_shrink(s->router, s->router_type, site->d_in, rows, x, logits);
+    out->count = route_gates(site, logits, out->expert, out->gate);
+}
 
-    if (s->router) k->lr_shrink(s->router, s->router_type, site->d_in, site->experts, x, logits);
-    route_gates(site, logits, chosen, gate);
-    memcpy(record, chosen, (size_t)count * sizeof *chosen);
+size_t lr_record_width(const struct lr_site *s, int chosen_max)
+{
+    return (size_t)chosen_max * ((size_t)s->rank + 1);
+}
 
-    float *z = record + count;
-    for (int j = 0; j < count; j++, z += rank) {
-        k->lr_shrink((const char *)s->a + (size_t)chosen[j] * expert_bytes, s->type, site->d_in, rank, x, z);
-        float factor = gate[j] * s->scale[chosen[j]] * weight;
-        for (int i = 0; i < rank; i++) z[i] *= factor;
+void lr_record_choose(const struct lr_record *r, const struct lr_choice *choice)
+{
+    static const int32_t end = -1;
+    memcpy(r->data, choice->expert, (size_t)choice->count * sizeof *choice->expert);
+    if (choice->count < r->chosen_max) memcpy(r->data + choice->count, &end, sizeof end);
+}
+
+void lr_record_fill(const struct cpu_kernels *k, const struct lr_record *r, const struct lr_choice *choice,
+                    float weight, const float *x, size_t x_step)
+{
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->site;
+    int rank = r->site->rank;
+    size_t expert_bytes = (size_t)rank * r->site->d_in * dtype_block_bytes(s->type);
+    float shared[LR_RANK_MAX];
+    bool once = s->shared_a && x_step == 0;
+
+    lr_record_choose(r, choice);
+    if (once && choice->count > 0) k->lr_shrink(s->a, s->type, r->site->d_in, rank, x, shared);
+
+    float *z = r->data + r->chosen_max;
+    for (int j = 0; j < choice->count; j++, z += rank, x += x_step) {
+        size_t e = (size_t)choice->expert[j];
+        const char *a = (const char *)s->a + (s->shared_a ? 0 : e * expert_bytes);
+        if (!once) k->lr_shrink(a, s->type, r->site->d_in, rank, x, z);
+        float factor = choice->gate[j] * s->scale[e] * weight;
+        for (int i = 0; i < rank; i++) z[i] = (once ? shared[i] : z[i]) * factor;
     }
 }
 
-void lr_record_prefetch(const struct lr_site *site, const float *record, size_t begin, size_t cols)
+/* --- the second half --- */
+
+static int32_t expert_at(const struct lr_record *r, int j)
 {
-    const struct cpu_lr_site *s = (const struct cpu_lr_site *)site;
+    int32_t expert;
+    memcpy(&expert, r->data + j, sizeof expert);
+    return expert;
+}
+
+int lr_record_count(const struct lr_record *r)
+{
+    int count = 0;
+    while (count < r->chosen_max && expert_at(r, count) >= 0) count++;
+    return count;
+}
+
+void lr_record_chosen(const struct lr_record *r, struct lr_choice *out)
+{
+    out->count = lr_record_count(r);
+    memcpy(out->expert, r->data, (size_t)out->count * sizeof *out->expert);
+}
+
+void lr_record_prefetch(const struct lr_record *r, size_t begin, size_t cols)
+{
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->site;
     size_t elem = dtype_block_bytes(s->type), first = begin / LR_PANEL,
            end = (begin + cols - 1) / LR_PANEL + 1;
-    int count = route_chosen_count(site);
-    int32_t chosen[LR_EXPERTS_MAX];
-    memcpy(chosen, record, (size_t)count * sizeof *chosen);
+    int count = lr_record_count(r);
     for (int j = 0; j < count; j++) {
-        const char *from = (const char *)s->b + panel_offset(site, (size_t)chosen[j], first) * elem;
-        size_t bytes = (end - first) * (size_t)site->rank * LR_PANEL * elem;
+        size_t expert = (size_t)expert_at(r, j);
+        const char *from = (const char *)s->b + panel_offset(r->site, expert, first) * elem;
+        size_t bytes = (end - first) * (size_t)r->site->rank * LR_PANEL * elem;
         for (size_t i = 0; i < bytes; i += MEMORY_ALIGN) __builtin_prefetch(from + i);
     }
 }
 
-void lr_record_apply(const struct cpu_kernels *k, const struct lr_site *site, const float *record,
-                     size_t begin, size_t cols, float *y)
+void lr_record_apply(const struct cpu_kernels *k, const struct lr_record *r, int j, size_t begin, size_t cols,
+                     float *y)
 {
-    const struct cpu_lr_site *s = (const struct cpu_lr_site *)site;
-    size_t elem = dtype_block_bytes(s->type), rank = (size_t)site->rank;
-    int count = route_chosen_count(site);
-    int32_t chosen[LR_EXPERTS_MAX];
-    memcpy(chosen, record, (size_t)count * sizeof *chosen);
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->site;
+    size_t elem = dtype_block_bytes(s->type), expert = (size_t)expert_at(r, j);
+    const float *z = r->data + r->chosen_max + (size_t)j * (size_t)r->site->rank;
 
-    const float *z = record + count;
-    for (int j = 0; j < count; j++, z += rank) {
-        for (size_t c = begin, n; c < begin + cols; c += n) {
-            size_t inside = c % LR_PANEL, left = begin + cols - c;
-            n = LR_PANEL - inside < left ? LR_PANEL - inside : left;
-            size_t offset = panel_offset(site, (size_t)chosen[j], c / LR_PANEL) + inside;
-            k->lr_expand((const char *)s->b + offset * elem, s->type, LR_PANEL, site->rank, z, n,
-                         y + (c - begin));
-        }
+    for (size_t c = begin, n; c < begin + cols; c += n) {
+        size_t inside = c % LR_PANEL, left = begin + cols - c;
+        n = LR_PANEL - inside < left ? LR_PANEL - inside : left;
+        size_t offset = panel_offset(r->site, expert, c / LR_PANEL) + inside;
+        k->lr_expand((const char *)s->b + offset * elem, s->type, LR_PANEL, r->site->rank, z, n,
+                     y + (c - begin));
     }
 }

@@ -1,7 +1,8 @@
 /* Packed low-rank sites on the CPU, and the two halves of their work for one row.
  *
- * Between the halves a row's results stand in a record, record_width floats of scratch: the chosen
- * experts' indices, then z = gate scale weight (A x) of each, (chosen, rank). */
+ * Between the halves a row's results stand in a record, floats of scratch: room for the indices of the
+ * most experts the row may choose, with -1 after the last of fewer, then z = gate scale weight (A x) of
+ * each, (chosen, rank). */
 #ifndef KERNELS_CPU_LOWRANK_H
 #define KERNELS_CPU_LOWRANK_H
 
@@ -15,25 +16,45 @@
 /* All aligned to 64 bytes, in the dtypes they came in: conversions would not be exact. */
 struct cpu_lr_site {
     struct lr_site base;
+    bool shared_a;
     enum dtype type, router_type;
-    void *router; /* (experts, d_in), or NULL */
-    void *a;      /* (experts, rank, d_in) */
+    void *router; /* (experts, d_in), and a row for the threshold where the rule has one; or NULL */
+    void *a;      /* (experts, rank, d_in), or (rank, d_in) if shared */
     void *b; /* (experts, panels, rank, LR_PANEL): B transposed by panels, the last one padded with zeros */
-    float *scale; /* [experts] */
+    float *scale;       /* [experts] */
+    float *gain, *bias; /* (d_out) or NULL */
 };
 
 enum status cpu_lr_site_pack(struct device *device, const struct lr_site_source *src, struct lr_site **out);
 void cpu_lr_site_free(struct device *device, struct lr_site *s);
 
-/* At most experts * (rank + 1). */
-size_t lr_record_width(const struct lr_site *s);
-/* Routes x (d_in) and fills the record. */
-void lr_record_fill(const struct cpu_kernels *k, const struct lr_site *s, float weight, const float *x,
-                    float *record);
+/* The experts of one row. */
+struct lr_choice {
+    int count;
+    int32_t expert[LR_EXPERTS_MAX]; /* ascending */
+    float gate[LR_EXPERTS_MAX];
+};
+void lr_route(const struct cpu_kernels *k, const struct lr_site *s, const float *x, struct lr_choice *out);
+
+struct lr_record {
+    const struct lr_site *site;
+    int chosen_max;
+    float *data;
+};
+/* Floats of data. */
+size_t lr_record_width(const struct lr_site *s, int chosen_max);
+void lr_record_choose(const struct lr_record *r, const struct lr_choice *choice);
+/* The experts of a record; their gates it does not know. */
+void lr_record_chosen(const struct lr_record *r, struct lr_choice *out);
+int lr_record_count(const struct lr_record *r);
+/* Chooses, and multiplies: expert j of the choice reads x + j * x_step (d_in); its z is multiplied by gate
+ * scale weight. */
+void lr_record_fill(const struct cpu_kernels *k, const struct lr_record *r, const struct lr_choice *choice,
+                    float weight, const float *x, size_t x_step);
 /* Asks for the memory that lr_record_apply will read. */
-void lr_record_prefetch(const struct lr_site *s, const float *record, size_t begin, size_t cols);
-/* y[c] += the delta of outputs begin + c, for c in [0, cols). */
-void lr_record_apply(const struct cpu_kernels *k, const struct lr_site *s, const float *record, size_t begin,
-                     size_t cols, float *y);
+void lr_record_prefetch(const struct lr_record *r, size_t begin, size_t cols);
+/* y[c] += what chosen expert j adds to output begin + c, for c in [0, cols). */
+void lr_record_apply(const struct cpu_kernels *k, const struct lr_record *r, int j, size_t begin, size_t cols,
+                     float *y);
 
 #endif

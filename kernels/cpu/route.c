@@ -3,53 +3,114 @@
 #include <math.h>
 #include <stdbool.h>
 
-int route_chosen_count(const struct lr_site *s)
-{
-    bool top = s->rule == GATE_TOPK || s->rule == GATE_TOPK_RAW;
-    return top ? s->top_k : s->experts;
-}
-
 static bool logit_above(float a, float b) { return a > b || (isnan(b) && !isnan(a)); }
 
-/* Marks the k highest logits, and lists them in ascending order of index. */
-static void choose_top(const struct lr_site *s, const float *logits, int32_t *chosen)
+static int choose_all(const struct lr_site *s, int32_t *chosen)
+{
+    for (int i = 0; i < s->experts; i++) chosen[i] = i;
+    return s->experts;
+}
+
+/* Takes the highest logits in turn, `most` of them, or fewer where the sum of their p passes `enough`;
+ * lists them in ascending order of index. */
+static int choose_highest(const struct lr_site *s, const float *logits, int most, const float *p,
+                          float enough, int32_t *chosen)
 {
     bool taken[LR_EXPERTS_MAX] = {false};
-    for (int j = 0; j < s->top_k; j++) {
+    float sum = 0;
+    for (int j = 0; j < most && !(sum > enough); j++) {
         int best = -1;
         for (int i = 0; i < s->experts; i++)
             if (!taken[i] && (best < 0 || logit_above(logits[i], logits[best]))) best = i;
         taken[best] = true;
+        if (p) sum += p[best];
     }
-    for (int i = 0, j = 0; i < s->experts; i++)
-        if (taken[i]) chosen[j++] = i;
+    int count = 0;
+    for (int i = 0; i < s->experts; i++)
+        if (taken[i]) chosen[count++] = i;
+    return count;
 }
 
-/* Softmax over all experts (GATE_DENSE, GATE_TOPK_RAW) or over the chosen ones, which is the same as
- * renormalising their shares of the whole (GATE_TOPK). */
-static void softmax_gates(const struct lr_site *s, const float *logits, int count, const int32_t *chosen,
-                          float *gate)
+static int choose_top(const struct lr_site *s, const float *logits, int32_t *chosen)
 {
-    bool over_chosen = s->rule == GATE_TOPK;
-    int terms = over_chosen ? count : s->experts;
+    if (s->top_k == s->experts) return choose_all(s, chosen);
+    return choose_highest(s, logits, s->top_k, NULL, INFINITY, chosen);
+}
 
+/* The softmax over the listed logits alone: for a choice of experts that is their p, renormalised. */
+static void softmax(const struct lr_site *s, const float *logits, int count, const int32_t *of, float *p)
+{
     float max = -INFINITY, total = 0;
-    for (int j = 0; j < count; j++) max = fmaxf(max, logits[chosen[j]]); /* the highest is among the chosen */
-    for (int j = 0; j < terms; j++)
-        total += expf((logits[over_chosen ? chosen[j] : j] - max) / s->temperature);
-    for (int j = 0; j < count; j++) gate[j] = expf((logits[chosen[j]] - max) / s->temperature) / total;
+    for (int j = 0; j < count; j++) max = fmaxf(max, logits[of[j]]);
+    for (int j = 0; j < count; j++) {
+        p[j] = expf((logits[of[j]] - max) / s->temperature);
+        total += p[j];
+    }
+    for (int j = 0; j < count; j++) p[j] /= total;
 }
 
-void route_gates(const struct lr_site *s, const float *logits, int32_t *chosen, float *gate)
+/* p over all experts, and for now all of them chosen. */
+static int softmax_all(const struct lr_site *s, const float *logits, int32_t *chosen, float *p)
 {
-    int count = route_chosen_count(s);
-    if (count < s->experts)
-        choose_top(s, logits, chosen);
-    else
-        for (int i = 0; i < count; i++) chosen[i] = i;
+    int count = choose_all(s, chosen);
+    softmax(s, logits, count, chosen, p);
+    return count;
+}
 
-    if (s->rule == GATE_NONE)
-        for (int i = 0; i < count; i++) gate[i] = 1;
-    else
-        softmax_gates(s, logits, count, chosen, gate);
+/* Those whose p is not below the threshold: NaN is kept, so that it shows. */
+static int choose_above(const struct lr_site *s, const float *p, int32_t *chosen)
+{
+    int count = 0;
+    for (int i = 0; i < s->experts; i++)
+        if (!(p[i] < s->threshold)) chosen[count++] = i;
+    return count;
+}
+
+static int route_adaptive(const struct lr_site *s, const float *logits, int32_t *chosen, float *gate)
+{
+    float p[LR_EXPERTS_MAX], total = 0;
+    softmax_all(s, logits, chosen, p);
+    float tau = s->threshold / (1 + expf(-(logits[s->experts] + s->threshold_bias)));
+    int count = 0;
+    for (int i = 0; i < s->experts; i++) {
+        if (p[i] - tau <= 0) continue;
+        chosen[count] = i;
+        gate[count++] = p[i] - tau;
+        total += p[i] - tau;
+    }
+    for (int j = 0; j < count; j++) gate[j] /= total;
+    return count;
+}
+
+int route_gates(const struct lr_site *s, const float *logits, int32_t *chosen, float *gate)
+{
+    float p[LR_EXPERTS_MAX];
+    int count = 0;
+    switch (s->rule) {
+    case GATE_DENSE: return softmax_all(s, logits, chosen, gate);
+    case GATE_TOPK:
+        count = choose_top(s, logits, chosen);
+        softmax(s, logits, count, chosen, gate);
+        return count;
+    case GATE_TOPK_RAW:
+        softmax_all(s, logits, chosen, p);
+        count = choose_top(s, logits, chosen);
+        for (int j = 0; j < count; j++) gate[j] = p[chosen[j]];
+        return count;
+    case GATE_TOP_P:
+        softmax_all(s, logits, chosen, p);
+        count = choose_highest(s, logits, s->experts, p, s->top_p, chosen);
+        softmax(s, logits, count, chosen, gate);
+        return count;
+    case GATE_THRESHOLD:
+        softmax_all(s, logits, chosen, p);
+        count = choose_above(s, p, chosen);
+        softmax(s, logits, count, chosen, gate);
+        return count;
+    case GATE_ADA_THRESHOLD: return route_adaptive(s, logits, chosen, gate);
+    default: /* GATE_NONE */
+        count = choose_all(s, chosen);
+        for (int j = 0; j < count; j++) gate[j] = 1;
+        return count;
+    }
 }

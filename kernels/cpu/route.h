@@ -6,12 +6,10 @@
 
 #include <stdint.h>
 
-/* Experts a row of this site uses: the same number for every row. */
-int route_chosen_count(const struct lr_site *s);
-
-/* logits (experts; unused by GATE_NONE) -> the chosen experts in ascending order and their gates, both
- * [route_chosen_count]. All in fp32. Top-k compares the logits themselves; among equals the lower index
- * wins and NaN is below everything. */
-void route_gates(const struct lr_site *s, const float *logits, int32_t *chosen, float *gate);
+/* logits (experts, and threshold_row . x after them where the rule is GATE_ADA_THRESHOLD; unused by
+ * GATE_NONE) -> the chosen experts in ascending order and their gates, both of room for lr_chosen_max.
+ * Returns how many. All in fp32. Choosing compares the logits themselves; among equals the lower index
+ * wins and NaN is below everything. Not for GATE_FFN. */
+int route_gates(const struct lr_site *s, const float *logits, int32_t *chosen, float *gate);
 
 #endif

@@ -3,45 +3,29 @@
  * Phase one works on rows: it packs the activations and fills the low-rank records (router, gates, z).
  * Phase two works on columns: a chunk's base product, the deltas of those columns, the
  * epilogue while they are in cache. So adapters cost no phase of their own. */
-#include "kernels/cpu/device_int.h"
+#include "kernels/cpu/sites_int.h"
 
 #include "base/memory.h"
-#include "kernels/cpu/lowrank.h"
 
 #include <string.h>
-
-/* Rows' activations in the layout of one product; sites whose products pack alike share it. */
-struct packing {
-    const struct cpu_product *product;
-    void *act;
-};
-
-struct group {
-    struct cpu_device *d;
-    const struct site_group_args *a;
-    size_t inputs;
-
-    int packing_count;
-    struct packing packing[SITE_GROUP_MAX];
-    const struct packing *site_packing[SITE_GROUP_MAX];
-    size_t row_chunk, row_chunks; /* per packing */
-    size_t record_chunk;          /* units of records a chunk of phase one takes */
-    size_t record_units;
-
-    size_t column_chunk[SITE_GROUP_MAX];
-    size_t first_chunk[SITE_GROUP_MAX + 1]; /* of phase two, by site */
-};
 
 static const struct cpu_weight *weight_of(const struct group *g, int site)
 {
     return (const struct cpu_weight *)g->a->site[site].weight;
 }
 
-static const struct lr_site *lr_site_of(const struct group *g, const struct lr_member *m, int site)
+const struct lr_site *group_lr_site(const struct group *g, const struct lr_member *m, int site)
 {
     const struct lr_adapter *adapter = m->adapter;
     if (g->a->layer >= adapter->layers) return NULL;
     return adapter->sites[g->a->layer * PROJ_COUNT + (int)g->a->site[site].projection];
+}
+
+static int chosen_max(const struct group *g, const struct lr_member *m, const struct lr_site *lr)
+{
+    const struct lr_site *router = lr->rule == GATE_FFN ? ffn_router(g, m) : lr;
+    CHECK(router && router->experts == lr->experts);
+    return lr_chosen_max(router->rule, router->experts, router->top_k);
 }
 
 /* Where the record of (member, site) begins among a row's: those before it come first. With member =
@@ -51,16 +35,25 @@ static size_t record_offset(const struct group *g, const struct lr_segment *segm
     size_t offset = 0;
     for (int m = 0; m <= member && m < segment->member_count; m++) {
         for (int s = 0; s < (m == member ? site : g->a->site_count); s++) {
-            const struct lr_site *lr = lr_site_of(g, &segment->members[m], s);
-            if (lr) offset += lr_record_width(lr);
+            const struct lr_site *lr = group_lr_site(g, &segment->members[m], s);
+            if (lr) offset += lr_record_width(lr, chosen_max(g, &segment->members[m], lr));
         }
     }
     return offset;
 }
 
-static float *record_at(const struct group *g, int row, size_t offset)
+float *group_row_scratch(const struct group *g, int row)
 {
-    return g->d->scratch.lr + (size_t)row * (size_t)g->d->limits.lr_width + offset;
+    return g->d->scratch.lr + (size_t)row * (size_t)g->d->limits.lr_width;
+}
+
+struct lr_record group_record(const struct group *g, const struct lr_segment *segment, int member, int site,
+                              int row)
+{
+    const struct lr_member *m = &segment->members[member];
+    const struct lr_site *lr = group_lr_site(g, m, site);
+    return (struct lr_record){lr, chosen_max(g, m, lr),
+                              group_row_scratch(g, row) + record_offset(g, segment, member, site)};
 }
 
 /* Phase one: a unit is the record of one row for one (member, site), rows innermost, so that a thread
@@ -73,12 +66,20 @@ static void fill_record(const struct group *g, size_t unit)
     size_t local = unit - first[index], rows = (size_t)segment->row_count, pair = local / rows;
     int row = segment->first_row + (int)(local % rows);
     int member = (int)(pair / (size_t)g->a->site_count), site = (int)(pair % (size_t)g->a->site_count);
+    bool down = g->a->site[site].projection == PROJ_DOWN;
 
     const struct lr_member *m = &segment->members[member];
-    const struct lr_site *lr = lr_site_of(g, m, site);
-    if (!lr) return;
-    lr_record_fill(g->d->kernels, lr, m->weight, g->a->x + (size_t)row * g->a->x_stride,
-                   record_at(g, row, record_offset(g, segment, member, site)));
+    const struct lr_site *lr = group_lr_site(g, m, site);
+    if (site == 0 && !down && ffn_router(g, m)) ffn_route(g, segment, member, row);
+    if (lr && lr->rule == GATE_FFN) {
+        if (down) ffn_fill_down(g, segment, member, row);
+    } else if (lr) {
+        const float *x = g->a->x + (size_t)row * g->a->x_stride;
+        struct lr_record record = group_record(g, segment, member, site, row);
+        struct lr_choice choice;
+        lr_route(g->d->kernels, lr, x, &choice);
+        lr_record_fill(g->d->kernels, &record, &choice, m->weight, x, 0);
+    }
 }
 
 static void rows_chunk(void *ctx, size_t chunk, int worker)
@@ -99,18 +100,53 @@ static void rows_chunk(void *ctx, size_t chunk, int worker)
     p->product->act_pack(p->act, g->a->x, g->a->x_stride, g->inputs, g->a->rows, (int)begin, (int)end);
 }
 
-/* Adds the deltas of every segment to columns [begin, end) of one site, which y holds. */
+/* The part of deltas that scales the base product, which y holds: all members' gains add up. */
+static void scale_base(const struct group *g, const struct lr_segment *segment, int site, size_t begin,
+                       size_t cols, float *y, size_t y_stride)
+{
+    float factor[CPU_COLUMNS_MAX];
+    bool any = false;
+    for (int m = 0; m < segment->member_count; m++) {
+        const struct cpu_lr_site *lr =
+            (const struct cpu_lr_site *)group_lr_site(g, &segment->members[m], site);
+        if (!lr || !lr->gain) continue;
+        for (size_t c = 0; c < cols && !any; c++) factor[c] = 1;
+        any = true;
+        g->d->kernels->lr_expand(lr->gain + begin, DTYPE_F32, cols, 1, &segment->members[m].weight, cols,
+                                 factor);
+    }
+    for (int r = segment->first_row; any && r < segment->first_row + segment->row_count; r++)
+        for (size_t c = 0; c < cols; c++) y[(size_t)r * y_stride + c] *= factor[c];
+}
+
+/* What the experts that a row chose, and the bias, add to its columns. */
+static void add_member(const struct group *g, const struct lr_segment *segment, int member, int site,
+                       size_t begin, size_t cols, float *y, size_t y_stride)
+{
+    const struct lr_member *m = &segment->members[member];
+    const struct cpu_kernels *k = g->d->kernels;
+    const float *bias = ((const struct cpu_lr_site *)group_lr_site(g, m, site))->bias;
+    struct lr_record record = group_record(g, segment, member, site, segment->first_row);
+    y += (size_t)segment->first_row * y_stride;
+    for (int r = 0; r < segment->row_count; r++, y += y_stride, record.data += g->d->limits.lr_width) {
+        int count = lr_record_count(&record);
+        for (int j = 0; j < count; j++) lr_record_apply(k, &record, j, begin, cols, y);
+        if (bias) k->lr_expand(bias + begin, DTYPE_F32, cols, 1, &m->weight, cols, y);
+    }
+}
+
+/* Adds the deltas of every segment to columns [begin, end) of one site, which y holds. Those of a
+ * routed FFN come with its experts' activations. */
 static void add_deltas(const struct group *g, int site, size_t begin, size_t end, float *y, size_t y_stride)
 {
+    bool down = g->a->site[site].projection == PROJ_DOWN;
     for (int i = 0; i < g->a->segment_count; i++) {
         const struct lr_segment *segment = &g->a->segments[i];
+        scale_base(g, segment, site, begin, end - begin, y, y_stride);
         for (int m = 0; m < segment->member_count; m++) {
-            const struct lr_site *lr = lr_site_of(g, &segment->members[m], site);
-            if (!lr) continue;
-            size_t offset = record_offset(g, segment, m, site);
-            for (int r = segment->first_row; r < segment->first_row + segment->row_count; r++)
-                lr_record_apply(g->d->kernels, lr, record_at(g, r, offset), begin, end - begin,
-                                y + (size_t)r * y_stride);
+            const struct lr_site *lr = group_lr_site(g, &segment->members[m], site);
+            if (lr && (down || lr->rule != GATE_FFN))
+                add_member(g, segment, m, site, begin, end - begin, y, y_stride);
         }
     }
 }
@@ -122,9 +158,9 @@ static void prefetch_deltas(const struct group *g, int site, size_t begin, size_
     for (int i = 0; i < g->a->segment_count; i++) {
         const struct lr_segment *segment = &g->a->segments[i];
         for (int m = 0; m < segment->member_count; m++) {
-            const struct lr_site *lr = lr_site_of(g, &segment->members[m], site);
-            size_t offset = record_offset(g, segment, m, site);
-            if (lr) lr_record_prefetch(lr, record_at(g, segment->first_row, offset), begin, end - begin);
+            if (!group_lr_site(g, &segment->members[m], site)) continue;
+            struct lr_record record = group_record(g, segment, m, site, segment->first_row);
+            lr_record_prefetch(&record, begin, end - begin);
         }
     }
 }
@@ -138,6 +174,22 @@ static void compute_columns(const struct group *g, int site, size_t begin, size_
     w->product->multiply(w->packed ? w->packed : w->file.data, w->base.type, g->site_packing[site]->act,
                          g->inputs, w->base.rows, g->a->rows, begin, end, y, y_stride);
     add_deltas(g, site, begin, end, y, y_stride);
+}
+
+/* y = silu(y) * up on columns [begin, begin + cols), and what experts of routed FFNs make of it. */
+static void activate_columns(const struct group *g, size_t begin, size_t cols, float *y, size_t y_stride,
+                             const float *up)
+{
+    int next = 0;
+    for (int r = 0; r < g->a->rows; r++, y += y_stride, up += cols) {
+        const struct lr_segment *segment = next < g->a->segment_count ? &g->a->segments[next] : NULL;
+        bool inside = segment && r >= segment->first_row;
+        bool routed = inside && ffn_width(g, segment, segment->member_count) > 0;
+        if (routed) ffn_activate(g, segment, r, begin, cols, y, up);
+        g->d->kernels->silu_mul(y, up, cols, y);
+        if (routed) ffn_mix(g, segment, r, begin, cols, y);
+        if (inside && r == segment->first_row + segment->row_count - 1) next++;
+    }
 }
 
 static void columns_chunk(void *ctx, size_t chunk, int worker)
@@ -163,8 +215,7 @@ static void columns_chunk(void *ctx, size_t chunk, int worker)
     case EPILOGUE_SILU_MUL:
         compute_columns(g, 0, begin, end, y, stride);
         compute_columns(g, 1, begin, end, own, cols);
-        for (size_t r = 0; r < (size_t)a->rows; r++)
-            k->silu_mul(y + r * stride, own + r * cols, cols, y + r * stride);
+        activate_columns(g, begin, cols, y, stride, own);
         break;
     }
 }
@@ -189,7 +240,9 @@ static void plan_rows(struct group *g)
         const struct lr_segment *segment = &a->segments[i];
         CHECK(segment->row_count > 0 && segment->first_row >= 0);
         CHECK(segment->first_row + segment->row_count <= a->rows);
-        CHECK(record_offset(g, segment, segment->member_count, 0) <= (size_t)g->d->limits.lr_width);
+        CHECK(record_offset(g, segment, segment->member_count, 0) +
+                  ffn_width(g, segment, segment->member_count) <=
+              (size_t)g->d->limits.lr_width);
         s->first_unit[i] = g->record_units;
         g->record_units += (size_t)segment->row_count * (size_t)segment->member_count * (size_t)a->site_count;
         s->first_unit[i + 1] = g->record_units;
@@ -238,6 +291,7 @@ void cpu_site_group(struct device *device, const struct site_group_args *a)
     struct cpu_device *d = cpu_device_of(device);
     check_args(d, a);
     struct group g = {.d = d, .a = a, .inputs = a->site[0].weight->cols};
+    ffn_check_order(&g);
     plan_rows(&g);
     plan_columns(&g);
 

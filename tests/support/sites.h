@@ -23,14 +23,21 @@ struct test_site_shape {
     float temperature;
     enum dtype type, router_type;
     bool ties; /* all experts but the first have the same router row */
+    bool shared_a, gain, bias;
+    float top_p, threshold, threshold_bias;
 };
 
+/* Its exact values. rank 0: a router alone. */
 struct test_site {
     size_t d_in, d_out;
     struct test_site_shape shape;
-    float *router, *a, *b,
-        *scale; /* exact values: (experts, d_in), (experts, rank, d_in), (experts, d_out, rank) */
+    float *router, *threshold_row; /* (experts, d_in), (d_in) */
+    float *a, *b, *scale;          /* (experts, rank, d_in), (experts, d_out, rank), (experts) */
+    float *gain, *bias;            /* (d_out), or NULL */
 };
+void test_site_make(struct device *d, struct test_random *r, const struct test_site_shape *shape, size_t d_in,
+                    size_t d_out, struct test_site *out, const struct lr_site **packed);
+void test_site_release(struct device *d, struct test_site *s, const struct lr_site *packed);
 
 /* An adapter of one layer, with sites at the projections whose d_out is not 0. */
 struct test_adapter {
@@ -42,9 +49,17 @@ void test_adapter_make(struct device *d, struct test_random *r, const struct tes
                        size_t d_in, const size_t d_out[PROJ_COUNT], struct test_adapter *out);
 void test_adapter_release(struct device *d, struct test_adapter *a);
 
+/* The oracle, written from the formulas of kernels/lowrank.h in double precision. */
+
+/* Gates of all experts, 0 where not chosen, and how far fp32 may be from them: INFINITY where rounding
+ * may choose other experts. */
+void test_site_gates(const struct test_site *s, const float *x, double *gate, double *error);
+/* Adds factor * scale * B (A x) of one expert to y (d_out). */
+void test_site_add_expert(const struct test_site *s, int expert, double factor, const double *x, double *y);
 /* Adds weight * delta(x) of a site to y (d_out), and to bound (d_out) how far fp32 arithmetic in any
- * order may be from it. Written from the formulas of kernels/lowrank.h, in double precision. */
-void test_site_add_delta(const struct test_site *s, double weight, const float *x, double *y, double *bound);
+ * order may be from it. base is W x, with its own bound. */
+void test_site_add_delta(const struct test_site *s, double weight, const float *x, const double *base,
+                         const double *base_bound, double *y, double *bound);
 
 /* n values in [-1, 1). */
 void test_fill(struct test_random *r, float *x, size_t n);

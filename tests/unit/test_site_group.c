@@ -18,7 +18,8 @@
 #define ROWS_MAX 40
 #define OUT_MAX  80
 #define LR_WIDTH 65536
-#define Y_GAP    3 /* columns between rows of y that nobody may touch */
+#define BATCH    32 /* rows of a batch that mixes all kinds */
+#define Y_GAP    3  /* columns between rows of y that nobody may touch */
 
 /* The groups of a layer. */
 struct group_shape {
@@ -147,9 +148,13 @@ static void oracle_site(struct world *w, enum projection p, int row, const struc
         }
         bound[o] = magnitude * FLT_EPSILON * D_IN / 4;
     }
+    double base[OUT_MAX], base_bound[OUT_MAX];
+    memcpy(base, y, all_sites[p] * sizeof *y);
+    memcpy(base_bound, bound, all_sites[p] * sizeof *bound);
     for (int m = 0; set && m < set->count; m++)
         if (set->adapter[m]->packed[p])
-            test_site_add_delta(&set->adapter[m]->site[p], (double)set->member[m].weight, x, y, bound);
+            test_site_add_delta(&set->adapter[m]->site[p], (double)set->member[m].weight, x, base, base_bound,
+                                y, bound);
 }
 
 static double silu(double t) { return t / (1 + exp(-t)); }
@@ -222,6 +227,20 @@ static const struct test_site_shape shapes[] = {
     {4, 7, 0, GATE_DENSE, 1, DTYPE_F32, DTYPE_F16, false},
     {1, 3, 1, GATE_DENSE, 1, DTYPE_BF16, DTYPE_F32, false},
     {64, 3, 1, GATE_TOPK, 1, DTYPE_BF16, DTYPE_F32, false},
+    {8, 4, 0, GATE_TOP_P, 2, DTYPE_BF16, DTYPE_F32, false, .top_p = 0.8f},
+    {64, 3, 0, GATE_TOP_P, 4, DTYPE_F16, DTYPE_F16, true, .top_p = 0.6f},
+    {1, 16, 0, GATE_TOP_P, 1, DTYPE_F32, DTYPE_F32, false, .top_p = 0.5f},
+    {8, 7, 0, GATE_THRESHOLD, 2, DTYPE_BF16, DTYPE_BF16, false, .threshold = 0.4f}, /* often none */
+    {2, 128, 0, GATE_THRESHOLD, 1, DTYPE_F16, DTYPE_F32, false, .threshold = 0.2f},
+    {8, 4, 0, GATE_ADA_THRESHOLD, 3, DTYPE_BF16, DTYPE_F32, false, .threshold = 0.25f,
+     .threshold_bias = 0.5f},
+    {64, 1, 0, GATE_ADA_THRESHOLD, 4, DTYPE_F32, DTYPE_F16, true, .threshold = 0.1f},
+    {4, 16, 0, GATE_DENSE, 1, DTYPE_BF16, DTYPE_F32, false, .shared_a = true},
+    {64, 3, 8, GATE_TOPK, 1, DTYPE_F16, DTYPE_F32, false, .shared_a = true},
+    {8, 4, 0, GATE_THRESHOLD, 2, DTYPE_F32, DTYPE_F32, false, .shared_a = true, .threshold = 0.4f},
+    {1, 16, 0, GATE_NONE, 1, DTYPE_BF16, DTYPE_F32, false, .gain = true},
+    {1, 7, 0, GATE_NONE, 1, DTYPE_F32, DTYPE_F32, false, .gain = true, .bias = true},
+    {8, 4, 2, GATE_TOPK, 1, DTYPE_BF16, DTYPE_F32, false, .bias = true},
 };
 #define SHAPE_COUNT ((int)(sizeof shapes / sizeof *shapes))
 
@@ -253,20 +272,23 @@ static void matches_double_precision(enum cpu_level level)
         struct lr_segment segment = {2, 5, set.count, set.member};
         expect_oracle(&w, &segment, 1, &set, 9);
     }
-    /* sets of several, side by side, with rows of the base between them */
+    /* sets of several, side by side, with rows of the base between them: each kind is in one with its
+     * neighbours, and the last with the first */
     struct test_set sets[8];
     struct lr_segment segments[8];
-    for (int i = 0; i < 8; i++) {
-        const struct test_adapter *members[3];
-        float weights[3];
-        for (int m = 0; m < 3; m++) {
-            members[m] = &adapters[random_below(&w.random, SHAPE_COUNT)];
-            weights[m] = random_f32(&w.random, -1, 1);
+    for (int next = 0; next < SHAPE_COUNT; next += 8) {
+        for (int i = 0; i < 8; i++) {
+            const struct test_adapter *members[3];
+            float weights[3];
+            for (int m = 0; m < 3; m++) {
+                members[m] = &adapters[(next + i + m) % SHAPE_COUNT];
+                weights[m] = random_f32(&w.random, -1, 1);
+            }
+            set_make(&sets[i], 3 - i % 2, members, weights);
+            segments[i] = (struct lr_segment){i * 5, 1 + i % 5, sets[i].count, sets[i].member};
         }
-        set_make(&sets[i], 1 + i % 3, members, weights);
-        segments[i] = (struct lr_segment){i * 5, 1 + i % 5, sets[i].count, sets[i].member};
+        expect_oracle(&w, segments, 8, sets, ROWS_MAX);
     }
-    expect_oracle(&w, segments, 8, sets, ROWS_MAX);
     adapters_release(&w, adapters);
     world_release(&w);
 }
@@ -291,8 +313,8 @@ static void expect_same_row(const struct group_shape *g, const struct outputs *a
                             g->d_out[s] * sizeof(float));
 }
 
-/* Each of 16 rows with eight adapters and the bare base among them: in the batch, alone, and in
- * a batch in reverse order, bit for bit. */
+/* Each of 32 rows with adapters of every kind, one or two to a row, and the bare base among them: in the
+ * batch, alone, and in a batch in reverse order, bit for bit. */
 static void rows_are_independent(enum cpu_level level, int threads, enum dtype type)
 {
     static struct outputs all, one, reversed;
@@ -301,34 +323,36 @@ static void rows_are_independent(enum cpu_level level, int threads, enum dtype t
     world_init(&w, level, threads, type);
     adapters_make(&w, adapters);
 
-    struct lr_member member[16], backward_member[16];
-    struct lr_segment segments[16], backward[16];
-    for (int r = 0; r < 16; r++) {
-        member[r] = (struct lr_member){&adapters[r % 8 + 4].lr, r % 2 ? 1 : 0.5f};
-        backward_member[15 - r] = member[r];
-    }
+    struct lr_member member[BATCH][2];
+    struct lr_segment segments[BATCH], backward[BATCH];
     int count = 0, backward_count = 0;
-    for (int r = 0; r < 16; r++)
-        if (r % 5 != 3) segments[count++] = (struct lr_segment){r, 1, 1, &member[r]};
-    for (int r = 0; r < 16; r++)
-        if ((15 - r) % 5 != 3) backward[backward_count++] = (struct lr_segment){r, 1, 1, &backward_member[r]};
+    for (int r = 0; r < BATCH; r++) {
+        member[r][0] = (struct lr_member){&adapters[r % SHAPE_COUNT].lr, r % 2 ? 1 : 0.5f};
+        member[r][1] = (struct lr_member){&adapters[(r * 5 + 1) % SHAPE_COUNT].lr, -0.25f};
+    }
+    for (int r = 0; r < BATCH; r++) {
+        int other = BATCH - 1 - r;
+        if (r % 5 != 3) segments[count++] = (struct lr_segment){r, 1, 1 + r % 2, member[r]};
+        if (other % 5 != 3)
+            backward[backward_count++] = (struct lr_segment){r, 1, 1 + other % 2, member[other]};
+    }
 
     for (int i = 0; i < GROUP_COUNT; i++) {
         const struct group_shape *g = &groups[i];
-        run_group(&w, g, 0, 16, segments, count, &all);
-        for (int r = 0; r < 16; r++) {
-            struct lr_segment alone = {0, 1, 1, &member[r]};
+        run_group(&w, g, 0, BATCH, segments, count, &all);
+        for (int r = 0; r < BATCH; r++) {
+            struct lr_segment alone = {0, 1, 1 + r % 2, member[r]};
             run_group(&w, g, r, 1, &alone, r % 5 != 3, &one);
             expect_same_row(g, &all, r, &one, 0);
         }
         if (g->epilogue == EPILOGUE_ADD) continue; /* its residual is told by the row's number */
         float forward_x[ROWS_MAX * (D_IN + 1)];
         memcpy(forward_x, w.x, sizeof forward_x);
-        for (int r = 0; r < 16; r++)
-            memcpy(w.x + r * (D_IN + 1), forward_x + (15 - r) * (D_IN + 1), D_IN * sizeof *w.x);
-        run_group(&w, g, 0, 16, backward, backward_count, &reversed);
+        for (int r = 0; r < BATCH; r++)
+            memcpy(w.x + r * (D_IN + 1), forward_x + (BATCH - 1 - r) * (D_IN + 1), D_IN * sizeof *w.x);
+        run_group(&w, g, 0, BATCH, backward, backward_count, &reversed);
         memcpy(w.x, forward_x, sizeof forward_x);
-        for (int r = 0; r < 16; r++) expect_same_row(g, &all, r, &reversed, 15 - r);
+        for (int r = 0; r < BATCH; r++) expect_same_row(g, &all, r, &reversed, BATCH - 1 - r);
     }
     adapters_release(&w, adapters);
     world_release(&w);
@@ -366,9 +390,14 @@ static void threads_do_not_matter(void **state)
             struct test_adapter adapters[SHAPE_COUNT];
             world_init(&w, (enum cpu_level)level, threads, DTYPE_Q4_1);
             adapters_make(&w, adapters);
-            struct lr_member members[2] = {{&adapters[4].lr, 1}, {&adapters[9].lr, -0.5f}};
-            struct lr_segment segments[2] = {{1, 20, 2, members}, {25, 5, 1, members}};
-            run_all(&w, segments, 2, threads == 1 ? first : other);
+            /* every kind in a set with the next, two rows each */
+            struct lr_member members[SHAPE_COUNT + 1];
+            struct lr_segment segments[16];
+            for (int i = 0; i <= SHAPE_COUNT; i++)
+                members[i] = (struct lr_member){&adapters[i % SHAPE_COUNT].lr, i % 3 ? 1 : -0.5f};
+            for (int i = 0; i < 16; i++)
+                segments[i] = (struct lr_segment){i * 2, 1 + (i > 2), 2, &members[i * 2 % SHAPE_COUNT]};
+            run_all(&w, segments, 16, threads == 1 ? first : other);
             if (threads > 1) expect_same(first, other);
             adapters_release(&w, adapters);
             world_release(&w);
@@ -392,6 +421,28 @@ static void a_set_without_sites_is_the_base(void **state)
     world_release(&w);
 }
 
+/* Rules that may choose no expert, in rows where they do not. */
+static void no_expert_is_the_base(void **state)
+{
+    (void)state;
+    static const struct test_site_shape never[] = {
+        {8, 4, 0, GATE_THRESHOLD, 1, DTYPE_BF16, DTYPE_F32, false, .threshold = 1.5f},
+        {8, 4, 0, GATE_ADA_THRESHOLD, 1, DTYPE_BF16, DTYPE_F32, false, .threshold = 3, .threshold_bias = 80},
+    };
+    static struct outputs base[GROUP_COUNT], with[GROUP_COUNT];
+    struct world w;
+    struct test_adapter adapters[2];
+    world_init(&w, CPU_LEVEL_BEST, 2, DTYPE_Q4_1);
+    for (int i = 0; i < 2; i++) test_adapter_make(w.d, &w.random, &never[i], D_IN, all_sites, &adapters[i]);
+    struct lr_member members[2] = {{&adapters[0].lr, 1}, {&adapters[1].lr, -2}};
+    struct lr_segment segments[3] = {{0, 10, 1, &members[0]}, {12, 3, 1, &members[1]}, {15, 9, 2, members}};
+    run_all(&w, NULL, 0, base);
+    run_all(&w, segments, 3, with);
+    expect_same(base, with);
+    for (int i = 0; i < 2; i++) test_adapter_release(w.d, &adapters[i]);
+    world_release(&w);
+}
+
 /* Rows that are not finite touch no other row, routing included. */
 static void nan_stays_in_its_row(void **state)
 {
@@ -401,14 +452,19 @@ static void nan_stays_in_its_row(void **state)
     struct test_adapter adapters[SHAPE_COUNT];
     world_init(&w, CPU_LEVEL_BEST, 2, DTYPE_Q4_1);
     adapters_make(&w, adapters);
-    struct lr_member member = {&adapters[4].lr, 1};
-    struct lr_segment segment = {0, 32, 1, &member};
-    run_all(&w, &segment, 1, clean);
-    for (size_t k = 0; k < D_IN; k++) w.x[7 * (D_IN + 1) + k] = k % 2 ? NAN : INFINITY;
-    run_all(&w, &segment, 1, dirty);
-    for (int i = 0; i < GROUP_COUNT; i++)
-        for (int r = 0; r < 32; r++)
-            if (r != 7) expect_same_row(&groups[i], &clean[i], r, &dirty[i], r);
+    float sound[D_IN];
+    memcpy(sound, w.x + 7 * (D_IN + 1), sizeof sound);
+    for (int kind = 0; kind < SHAPE_COUNT; kind++) {
+        struct lr_member member = {&adapters[kind].lr, 1};
+        struct lr_segment segment = {0, 32, 1, &member};
+        run_all(&w, &segment, 1, clean);
+        for (size_t k = 0; k < D_IN; k++) w.x[7 * (D_IN + 1) + k] = k % 2 ? NAN : INFINITY;
+        run_all(&w, &segment, 1, dirty);
+        memcpy(w.x + 7 * (D_IN + 1), sound, sizeof sound);
+        for (int i = 0; i < GROUP_COUNT; i++)
+            for (int r = 0; r < 32; r++)
+                if (r != 7) expect_same_row(&groups[i], &clean[i], r, &dirty[i], r);
+    }
     adapters_release(&w, adapters);
     world_release(&w);
 }
@@ -458,8 +514,8 @@ static void impossible_sites_are_refused(void **state)
                                         .a = matrices,
                                         .b = matrices,
                                         .scale = ones};
-    struct lr_site_source bad[10];
-    for (int i = 0; i < 10; i++) bad[i] = good;
+    struct lr_site_source bad[23];
+    for (int i = 0; i < 23; i++) bad[i] = good;
     bad[0].experts = 0;
     bad[1].experts = LR_EXPERTS_MAX + 1;
     bad[2].rank = LR_RANK_MAX + 1;
@@ -470,8 +526,32 @@ static void impossible_sites_are_refused(void **state)
     bad[7].temperature = 0;
     bad[8].temperature = NAN;
     bad[9].rule = GATE_RULE_COUNT;
+    for (int i = 10; i < 12; i++) bad[i].rule = GATE_TOP_P;
+    bad[10].top_p = 1.01f;
+    bad[11].top_p = NAN;
+    bad[12].rule = GATE_THRESHOLD;
+    bad[12].threshold = -0.1f;
+    for (int i = 13; i < 16; i++) {
+        bad[i].rule = GATE_ADA_THRESHOLD;
+        bad[i].threshold_row = i == 13 ? NULL : ones;
+        bad[i].threshold_bias = i == 14 ? INFINITY : 0;
+        bad[i].threshold = i == 15 ? NAN : 1;
+    }
+    /* what only makes sense with matrices, and a routed FFN's sites, which have the router's gates alone */
+    bad[16].rank = 0;
+    for (int i = 17; i < 20; i++) {
+        bad[i].rank = 0;
+        bad[i].a = bad[i].b = NULL;
+    }
+    bad[17].rule = GATE_FFN;
+    bad[18].bias = ones;
+    bad[19].router = NULL;
+    for (int i = 20; i < 22; i++) bad[i].rule = GATE_FFN;
+    bad[20].base_gain = ones;
+    bad[21].bias = ones;
+    bad[22].scale = NULL;
     struct lr_site *site = NULL;
-    for (int i = 0; i < 10; i++) assert_int_equal(d->ops->lr_site_pack(d, &bad[i], &site), ST_INVALID);
+    for (int i = 0; i < 23; i++) assert_int_equal(d->ops->lr_site_pack(d, &bad[i], &site), ST_INVALID);
     assert_null(site);
     assert_int_equal(d->ops->lr_site_pack(d, &good, &site), ST_OK);
     assert_true(site->bytes >= (2 * 8 + 2 * 2 * 8 + 2 * 2 * 8) * sizeof(float));
@@ -488,6 +568,7 @@ int main(void)
         cmocka_unit_test(a_row_is_the_same_in_any_batch),
         cmocka_unit_test(threads_do_not_matter),
         cmocka_unit_test(a_set_without_sites_is_the_base),
+        cmocka_unit_test(no_expert_is_the_base),
         cmocka_unit_test(nan_stays_in_its_row),
         cmocka_unit_test(types_mix_in_a_group),
         cmocka_unit_test(impossible_sites_are_refused),
