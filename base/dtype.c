@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 
+#include <endian.h>
 #include <string.h>
 
 struct dtype_row {
@@ -85,10 +86,21 @@ uint16_t f32_to_bf16(float f)
     return (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16);
 }
 
-static uint16_t load_u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
-static float load_f16(const uint8_t *p) { return f16_to_f32(load_u16(p)); }
+static uint16_t load_u16(const uint8_t *p)
+{
+    uint16_t v;
+    memcpy(&v, p, sizeof v);
+    return le16toh(v);
+}
 
-static uint32_t load_u32(const uint8_t *p) { return load_u16(p) | (uint32_t)load_u16(p + 2) << 16; }
+static uint32_t load_u32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return le32toh(v);
+}
+
+static float load_f16(const uint8_t *p) { return f16_to_f32(load_u16(p)); }
 
 /* Each function below decodes one block. Layouts and formulas are those of the GGML formats:
  * a low nibble belongs to the first half of its run, a high nibble to the second. */
