@@ -83,7 +83,8 @@ class Server:
     def __init__(self, model, data, *options, env=None):
         self.data = Path(data)
         self.log_file = self.data.parent / f"{self.data.name}-{uuid.uuid4().hex[:8]}.log"
-        command = [BINARY, "serve", "--model", str(model), "--data", str(data),
+        # setpriv: a test run that is killed takes its servers along.
+        command = ["setpriv", "--pdeathsig", "KILL", BINARY, "serve", "--model", str(model), "--data", str(data),
                    "--listen", "127.0.0.1:0", "--threads", "2", *options]
         self.name = Path(model).stem
         self.key = (env or {}).get("MEDLEY_API_KEY")
