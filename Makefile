@@ -68,12 +68,12 @@ $(B)/tests/fuzz/%: $(B)/tests/fuzz/%.o $(TEST_HELPERS) $(B)/libmedley.a
 $(B)/tests/bench/%: $(B)/tests/bench/%.o $(B)/libmedley.a
 	$(call run,LD) $(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-# The AVX-512 table once more, its intrinsics emulated, so that any machine can check it. Emulation
-# multiplies the code: more than -O1, or a sanitizer, takes the compiler minutes (checkkernels has
-# guards of its own around what kernels read and write).
+# The AVX-512 table once more, its intrinsics emulated, so that any machine can check it. Without
+# sanitizers, which multiply an emulation's code (checkkernels has guards of its own around what
+# kernels read and write).
 $(B)/emulated/%.o: %.c $(B)/.flags
 	@mkdir -p $(@D)
-	$(call run,CC) $(CC) $(CPPFLAGS) $(CFLAGS) -O1 -fno-sanitize=all $(ISA_AVX2) -Wno-psabi -DKERNELS_EMULATE_AVX512 -MMD -MP -c -o $@ $<
+	$(call run,CC) $(CC) $(CPPFLAGS) $(CFLAGS) -fno-sanitize=all $(ISA_AVX2) -Wno-psabi -DKERNELS_EMULATE_AVX512 -MMD -MP -c -o $@ $<
 
 $(B)/tests/kernels/checkkernels: $(KERNEL_TEST_OBJECTS) $(TEST_HELPERS) \
 		$(patsubst %.c,$(B)/emulated/%.o,$(if $(X86_FOLDERS),$(wildcard kernels/avx512/*.c))) $(B)/libmedley.a
