@@ -29,6 +29,39 @@ bool config_on(const cJSON *v)
     return cJSON_IsTrue(v) || v->child;
 }
 
+bool config_counts(const cJSON *v, int max)
+{
+    if (!cJSON_IsArray(v) || !v->child) return false;
+    for (const cJSON *e = v->child; e; e = e->next)
+        if (!cJSON_IsNumber(e) || e->valuedouble < 1 || e->valuedouble > max ||
+            e->valuedouble != floor(e->valuedouble))
+            return false;
+    return true;
+}
+
+/* Of every format: what lora_config_read reads, and what says nothing of what is computed. */
+static const char *const common_keys[] = {
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "bias",
+    "peft_type",
+    "peft_version",
+    "auto_mapping",
+    "task_type",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "fan_in_fan_out",
+    NULL,
+};
+
 static bool key_among(const char *key, const char *const *keys)
 {
     for (; *keys; keys++)
@@ -40,7 +73,7 @@ enum status config_keys_check(const cJSON *config, const char *const *known,
                               const struct config_refusal *refused, struct error *err)
 {
     for (const cJSON *v = config->child; v; v = v->next) {
-        if (!config_on(v) || key_among(v->string, known)) continue;
+        if (!config_on(v) || key_among(v->string, common_keys) || key_among(v->string, known)) continue;
         for (const struct config_refusal *r = refused; r->key; r++)
             if (strcmp(v->string, r->key) == 0)
                 return error_set(err, ST_UNSUPPORTED, "adapter_config.json: %s", r->reason);
@@ -126,13 +159,27 @@ static enum status layers_read(const cJSON *config, struct lora_config *out, str
     return pattern_compile(regex, &out->layers_holder, err);
 }
 
-static enum status numbers_read(const cJSON *config, struct lora_config *out, struct error *err)
+static enum status rank_read(const cJSON *config, const char *key, struct lora_config *out, struct error *err)
 {
-    int64_t rank = 0;
-    enum status st = json_get_i64(config, "r", 1, LR_RANK_MAX, &rank, err);
-    if (st && st != ST_NOT_FOUND) return st;
+    const cJSON *list = json_get(config, key);
+    if (cJSON_IsArray(list)) {
+        if (!config_counts(list, LR_RANK_MAX))
+            return error_set(err, ST_INVALID, "'%s' must be a rank from 1 to %d, or one for each layer", key,
+                             LR_RANK_MAX);
+        out->rank_by_layer = list;
+        return ST_OK;
+    }
+    int64_t rank = out->rank;
+    enum status st = json_get_i64(config, key, 1, LR_RANK_MAX, &rank, err);
     out->rank = (int)rank;
+    return st == ST_NOT_FOUND ? ST_OK : st;
+}
 
+static enum status numbers_read(const cJSON *config, const char *rank_key, struct lora_config *out,
+                                struct error *err)
+{
+    enum status st = rank_read(config, rank_key, out, err);
+    if (st) return st;
     st = json_get_f64(config, "lora_alpha", -ALPHA_MAX, ALPHA_MAX, &out->alpha, err);
     if (st && st != ST_NOT_FOUND) return st;
     if (st == ST_OK && out->alpha == 0)
@@ -142,11 +189,21 @@ static enum status numbers_read(const cJSON *config, struct lora_config *out, st
     return st == ST_NOT_FOUND ? ST_OK : st;
 }
 
-enum status lora_config_read(const cJSON *config, struct lora_config *out, struct error *err)
+static enum status bias_check(const cJSON *config, struct error *err)
+{
+    const cJSON *bias = json_get(config, "bias");
+    if (config_on(bias) && !(cJSON_IsString(bias) && strcmp(bias->valuestring, "none") == 0))
+        return error_set(err, ST_UNSUPPORTED, "'bias' must be 'none': trained biases are not supported");
+    return ST_OK;
+}
+
+enum status lora_config_read(const cJSON *config, const char *rank_key, struct lora_config *out,
+                             struct error *err)
 {
     struct lora_config c = {0};
     struct error inner = {0};
-    enum status st = numbers_read(config, &c, &inner);
+    enum status st = bias_check(config, &inner);
+    if (!st) st = numbers_read(config, rank_key, &c, &inner);
     if (!st) st = module_values_read(config, "rank_pattern", true, LR_RANK_MAX, &c.rank_pattern, &inner);
     if (!st) st = module_values_read(config, "alpha_pattern", false, ALPHA_MAX, &c.alpha_pattern, &inner);
     if (!st) st = module_set_read(config, "target_modules", &c.targets, &inner);
@@ -158,6 +215,12 @@ enum status lora_config_read(const cJSON *config, struct lora_config *out, struc
     }
     *out = c;
     return ST_OK;
+}
+
+enum status lora_config_override(struct lora_config *c, const cJSON *config, struct error *err)
+{
+    enum status st = bias_check(config, err);
+    return st ? st : numbers_read(config, "r", c, err);
 }
 
 void lora_config_release(struct lora_config *c)
@@ -187,9 +250,18 @@ static enum status module_values_find(const struct module_values *v, const char 
     return ST_OK;
 }
 
-enum status lora_config_rank(const struct lora_config *c, const char *module, int *out, struct error *err)
+enum status lora_config_rank(const struct lora_config *c, const char *module, int layer, int *out,
+                             struct error *err)
 {
     double rank = c->rank;
+    if (c->rank_by_layer) {
+        const cJSON *r = cJSON_GetArrayItem(c->rank_by_layer, layer);
+        if (!r)
+            return error_set(err, ST_REJECTED,
+                             "adapter_config.json has ranks for %d layers only, none for %s",
+                             cJSON_GetArraySize(c->rank_by_layer), module);
+        rank = r->valuedouble;
+    }
     enum status st = module_values_find(&c->rank_pattern, module, &rank, err);
     if (st) return st;
     *out = (int)rank;
@@ -199,6 +271,10 @@ enum status lora_config_rank(const struct lora_config *c, const char *module, in
 enum status lora_config_scale(const struct lora_config *c, const char *module, int rank, float *out,
                               struct error *err)
 {
+    if (c->unscaled) {
+        *out = 1;
+        return ST_OK;
+    }
     double alpha = c->alpha;
     enum status st = module_values_find(&c->alpha_pattern, module, &alpha, err);
     if (st) return st;

@@ -29,21 +29,28 @@ struct module_set {
 };
 
 struct lora_config {
-    int rank;     /* 0: not given */
-    double alpha; /* 0: not given */
-    bool rslora;  /* scale = alpha / sqrt(rank) rather than alpha / rank */
+    int rank;                   /* 0: not given */
+    const cJSON *rank_by_layer; /* in place of rank: an array of whole numbers from 1 */
+    double alpha;               /* 0: not given */
+    bool rslora;                /* scale = alpha / sqrt(rank) rather than alpha / rank */
+    bool unscaled;              /* scale = 1 whatever the rank */
     struct module_values rank_pattern, alpha_pattern;
     struct module_set targets, excludes;
     const cJSON *layers;           /* a number or an array; NULL: all */
     struct pattern *layers_holder; /* of the name before the layer's number; NULL: any */
 };
 
-/* Errors name adapter_config.json and the key. On failure *out needs no release. */
-NODISCARD enum status lora_config_read(const cJSON *config, struct lora_config *out, struct error *err);
+/* rank_key: what the format calls PEFT's "r". Errors name adapter_config.json and the key. On failure *out
+ * needs no release. */
+NODISCARD enum status lora_config_read(const cJSON *config, const char *rank_key, struct lora_config *out,
+                                       struct error *err);
+/* Rank, alpha and rslora of `config` in place of those of *c, where it has them: for a group of modules
+ * with settings of its own. */
+NODISCARD enum status lora_config_override(struct lora_config *c, const cJSON *config, struct error *err);
 void lora_config_release(struct lora_config *c);
 
-/* Rank stated for a module; 0 where the configuration states none. */
-NODISCARD enum status lora_config_rank(const struct lora_config *c, const char *module, int *out,
+/* Rank stated for a module of a layer; 0 where the configuration states none. */
+NODISCARD enum status lora_config_rank(const struct lora_config *c, const char *module, int layer, int *out,
                                        struct error *err);
 /* alpha / rank or alpha / sqrt(rank). ST_REJECTED where there is no alpha: it has no safe default. */
 NODISCARD enum status lora_config_scale(const struct lora_config *c, const char *module, int rank, float *out,
@@ -61,10 +68,13 @@ struct config_refusal {
     const char *key, *reason;
 };
 /* ST_UNSUPPORTED for a key of `refused` (ended by a NULL key) that is switched on;
- * ST_REJECTED for one that is switched on and not in `known` (ended by NULL): we cannot tell what it changes.
- */
+ * ST_REJECTED for one that is switched on and neither in `known` (ended by NULL) nor one that
+ * lora_config_read understands or that says nothing of what is computed: we cannot tell what it changes. */
 NODISCARD enum status config_keys_check(const cJSON *config, const char *const *known,
                                         const struct config_refusal *refused, struct error *err);
+
+/* An array of whole numbers from 1 to max? */
+bool config_counts(const cJSON *value, int max);
 
 /* st, with err's message put behind "adapter_config.json: "; ST_INVALID becomes ST_REJECTED. */
 enum status config_error(struct error *err, enum status st, const struct error *inner);

@@ -21,6 +21,30 @@ static char *path_join(const char *folder, const char *name)
 
 static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM, "out of memory"); }
 
+/* A new file of the folder; then member_close is owed. */
+static enum status member_make(const char *folder, const char *name, char **path_out, int *fd_out,
+                               struct error *err)
+{
+    char *path = path_join(folder, name);
+    if (!path) return no_memory(err);
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        enum status st = file_error(err, "make", path);
+        free(path);
+        return st;
+    }
+    *path_out = path;
+    *fd_out = fd;
+    return ST_OK;
+}
+
+static enum status member_close(char *path, int fd, enum status st, struct error *err)
+{
+    if (close(fd) && !st) st = file_error(err, "write", path);
+    free(path);
+    return st;
+}
+
 /* --- archives --- */
 
 struct extraction {
@@ -57,18 +81,12 @@ static enum status entry_read(struct extraction *x, int fd, const char *path, st
 
 static enum status entry_write(struct extraction *x, const char *name, struct error *err)
 {
-    char *path = path_join(x->folder, name);
-    if (!path) return no_memory(err);
-    enum status st;
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        st = file_error(err, "make", path);
-    } else {
-        st = entry_read(x, fd, path, err);
-        if (close(fd) && !st) st = file_error(err, "write", path);
-    }
-    free(path);
-    return st;
+    char *path = NULL;
+    int fd = -1;
+    enum status st = member_make(x->folder, name, &path, &fd, err);
+    if (st) return st;
+    st = entry_read(x, fd, path, err);
+    return member_close(path, fd, st, err);
 }
 
 /* One of the two files: must be a plain file, beside the other, and the only one of its name. */
@@ -138,27 +156,62 @@ static enum status entries_take(struct extraction *x, struct error *err)
     return x->has_tensors ? ST_OK : member_missing(PACKAGE_TENSORS, x->has_pickle, err);
 }
 
+/* --- single files --- */
+
+/* The first bytes of a file; what it lacks of them is 0. */
+#define HEAD_BYTES 10
+static enum status head_read(const char *path, char head[HEAD_BYTES], struct error *err)
+{
+    memset(head, 0, HEAD_BYTES);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return file_error(err, "open", path);
+    ssize_t n = read(fd, head, HEAD_BYTES);
+    enum status st = n < 0 ? file_error(err, "read", path) : ST_OK;
+    close(fd);
+    return st;
+}
+
+static enum status file_put(const char *folder, const char *name, const void *data, size_t size,
+                            struct error *err)
+{
+    char *path = NULL;
+    int fd = -1;
+    enum status st = member_make(folder, name, &path, &fd, err);
+    if (st) return st;
+    if (!file_write_all(fd, data, size)) st = file_error(err, "write", path);
+    return member_close(path, fd, st, err);
+}
+
+/* An adapter in a GGUF file takes the place of the tensors. It holds its own configuration. */
+static enum status gguf_take(const char *path, const char *folder, size_t bytes_max, struct error *err)
+{
+    struct file_map map;
+    enum status st = file_map(path, &map, err);
+    if (st) return st;
+    st = map.size > bytes_max
+             ? error_set(err, ST_TOO_LARGE, "the adapter has %zu bytes; at most %zu are allowed", map.size,
+                         bytes_max)
+             : file_put(folder, PACKAGE_TENSORS, map.data, map.size, err);
+    file_unmap(&map);
+    return st ? st : file_put(folder, PACKAGE_CONFIG, "{}\n", 3, err);
+}
+
 /* What a file that is no archive seems to be. */
 static enum status not_an_archive(const char *path, struct error *err)
 {
-    char head[10] = "";
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return file_error(err, "open", path);
-    ssize_t n = read(fd, head, sizeof head);
-    close(fd);
-    if (n >= 4 && memcmp(head, "GGUF", 4) == 0)
-        return error_set(err, ST_UNSUPPORTED,
-                         "adapters in GGUF files are not supported; send the Hugging Face files");
-    if (n >= 9 && head[8] == '{')
+    char head[HEAD_BYTES];
+    enum status st = head_read(path, head, err);
+    if (st) return st;
+    if (head[8] == '{')
         return error_set(err, ST_REJECTED,
                          "this is a safetensors file alone; send " PACKAGE_CONFIG
                          " with it (as multipart/form-data or in a tar)");
     return error_set(err, ST_BAD_FORMAT,
                      "this is not an archive; expected tar (also gzip or zstd) or zip with " PACKAGE_CONFIG
-                     " and " PACKAGE_TENSORS);
+                     " and " PACKAGE_TENSORS ", or a GGUF file");
 }
 
-enum status package_extract(const char *archive, const char *folder, size_t bytes_max, struct error *err)
+static enum status archive_take(const char *archive, const char *folder, size_t bytes_max, struct error *err)
 {
     struct extraction x = {.folder = folder, .bytes_left = bytes_max, .archive = archive_read_new()};
     if (!x.archive) return no_memory(err);
@@ -177,6 +230,15 @@ enum status package_extract(const char *archive, const char *folder, size_t byte
     free(x.inner_folder);
     archive_read_free(x.archive);
     return st;
+}
+
+enum status package_extract(const char *path, const char *folder, size_t bytes_max, struct error *err)
+{
+    char head[HEAD_BYTES];
+    enum status st = head_read(path, head, err);
+    if (st) return st;
+    return memcmp(head, "GGUF", 4) == 0 ? gguf_take(path, folder, bytes_max, err)
+                                        : archive_take(path, folder, bytes_max, err);
 }
 
 /* --- folders --- */

@@ -1,7 +1,8 @@
 /* Uploads: from what a client sent to the two files of an adapter.
  *
  * A folder holds either PACKAGE_CONFIG and PACKAGE_TENSORS, or one PACKAGE_BODY: an archive (tar, also
- * compressed with gzip or zstd, or zip) with these two files side by side at any depth. Of an archive
+ * compressed with gzip or zstd, or zip) with these two files side by side at any depth, or an adapter in a
+ * GGUF file, which becomes PACKAGE_TENSORS with an empty configuration beside it. Of an archive
  * nothing else is written, and no path of it is used. */
 #ifndef ADAPTERS_PACKAGE_H
 #define ADAPTERS_PACKAGE_H
@@ -16,10 +17,10 @@
 #define PACKAGE_BODY        "body"
 #define PACKAGE_ENTRIES_MAX 4096 /* of an archive */
 
-/* Takes the two files out of an archive and puts them into folder, which has neither yet. bytes_max bounds
- * all that the archive unpacks to, the ignored files included. ST_BAD_FORMAT, ST_REJECTED, ST_UNSUPPORTED,
+/* Takes the two files out of an archive (or a GGUF file) and puts them into folder, which has neither yet.
+ * bytes_max bounds all that the archive unpacks to, the ignored files included. ST_BAD_FORMAT, ST_REJECTED, ST_UNSUPPORTED,
  * ST_TOO_LARGE, ST_NO_SPACE, ST_IO. */
-NODISCARD enum status package_extract(const char *archive, const char *folder, size_t bytes_max,
+NODISCARD enum status package_extract(const char *path, const char *folder, size_t bytes_max,
                                       struct error *err);
 
 struct package {

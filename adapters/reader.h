@@ -19,13 +19,16 @@ struct adapter_base {
     int heads, kv_heads, head_dim;
     bool qk_permuted;          /* rows of q and k: B rows of Hugging Face adapters are permuted to match */
     int rank_max, experts_max; /* 0: what kernels can do at most */
+    /* A row of a projection's weights as floats (d_in), for DoRA; any thread may call it. */
+    void (*row)(const void *model, int layer, enum projection p, size_t row, float *out);
+    const void *model; /* outlives whatever holds this struct */
 };
 
 struct adapter_bundle {
     char format[32]; /* "moelora", "peft-lora" */
     int layers;
     struct lr_site_source **sites;    /* [layers * PROJ_COUNT], NULL where none */
-    struct lr_site_source **ffn;      /* [layers] FFN routers, NULL where none; or NULL: none at all */
+    struct lr_site_source **ffn;      /* [layers], or NULL: routers of whole FFNs, sites of rank 0 */
     int rank_max, experts_max, top_k; /* the largest over its sites */
     int site_count;
     size_t parameters;
@@ -34,8 +37,8 @@ struct adapter_bundle {
     struct adapter_block *memory; /* owned: what the sites point to beyond the tensors' bytes */
 };
 
-/* config: the bytes of adapter_config.json; tensors: of adapter_model.safetensors, which must outlive
- * the bundle. base NULL: checks everything but the fit to a model. ST_BAD_FORMAT: bytes that
+/* config: the bytes of adapter_config.json; tensors: of adapter_model.safetensors or of a GGUF adapter, which
+ * must outlive the bundle. base NULL: checks everything but the fit to a model. ST_BAD_FORMAT: bytes that
  * cannot be read; ST_UNSUPPORTED, ST_REJECTED: an adapter that cannot be used; ST_TOO_LARGE. */
 NODISCARD enum status adapter_read(const void *config, size_t config_size, const void *tensors,
                                    size_t tensors_size, const struct adapter_base *base,

@@ -4,29 +4,47 @@
 
 #include "adapters/parts.h"
 #include "adapters/reader.h"
+#include "base/gguf.h"
 #include "base/json.h"
-#include "base/safetensors.h"
 
-struct adapter_source {
-    const cJSON *config;   /* an object */
-    const char *peft_type; /* "" where the configuration has none */
-    const struct safetensors *tensors;
-    const struct adapter_base *base; /* may be NULL */
-};
-
+/* A format: what is particular to it. The rest, from checking keys to building sites, is common. */
 struct adapter_format {
     const char *name; /* of its bundles */
-    bool (*recognise)(const struct adapter_source *src);
-    enum status (*read)(const struct adapter_source *src, const char *format, struct adapter_bundle **out,
-                        struct error *err);
+    const char *peft_type;
+    /* Whether a configuration of that peft_type is of this format; NULL: it is. */
+    bool (*recognise)(const cJSON *config);
+    const char *const *known_keys;             /* beyond those of every format */
+    const struct config_refusal *refused_keys; /* beyond those of every format */
+    const char *rank_key;                      /* what it calls "r" */
+    const char *prefix;                        /* as parts_collect's */
+    const struct part_name *names;
+    /* Fills what is not as plain LoRA: rules come with GATE_NONE and `config` everywhere. *mlp_config may be
+     * changed to give the FFN's modules ranks and scales of their own. ST_INVALID where a key is wrong. */
+    enum status (*rules_read)(const cJSON *config, struct format_rules *rules, struct lora_config *mlp_config,
+                              struct error *err);
 };
 
-extern const struct adapter_format format_moelora, format_peft_lora;
+extern const struct adapter_format format_moelora, format_peft_lora, format_hydralora, format_mola,
+    format_adamole, format_mole, format_coin, format_moe_peft_mola, format_moe_peft_loramoe, format_mixlora,
+    format_mixlora_legacy;
 
-/* The answer to a tensor that no site can use. */
-enum status tensor_unclaimed(const struct safetensor *t, struct error *err);
+/* LoRA in a GGUF file, as llama.cpp has it. It needs no configuration. */
+NODISCARD enum status gguf_lora_read(const struct gguf *file, const struct adapter_base *base,
+                                     struct adapter_bundle **out, struct error *err);
 
-/* Memory that lives as long as the bundle; NULL where there is none left. */
+/* How many experts the configuration says each site has, under that key; left 0 where it does not say. */
+NODISCARD enum status rules_experts(const cJSON *config, const char *key, struct site_rules *rules,
+                                    struct error *err);
+/* 'top_k', which must be there. */
+NODISCARD enum status rules_top_k(const cJSON *config, struct site_rules *rules, struct error *err);
+/* A number that must be there. */
+NODISCARD enum status rules_number(const cJSON *config, const char *key, double min, double max, float *out,
+                                   struct error *err);
+
+/* Zeroed blocks, freed together; NULL where there is no memory left. */
+void *blocks_alloc(struct adapter_block **list, size_t count, size_t size);
+void blocks_free(struct adapter_block **list);
+/* Of a bundle: lives as long as it does. */
 void *bundle_alloc(struct adapter_bundle *b, size_t count, size_t size);
 
 #endif

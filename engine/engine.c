@@ -402,6 +402,12 @@ void engine_close(struct engine *e)
 }
 
 const struct model_shape *engine_shape(const struct engine *e) { return &e->shape; }
+
+void engine_weight_row(const struct engine *e, int layer, enum projection p, size_t row, float *out)
+{
+    model_weight_row(e->model, layer, p, row, out);
+}
+
 const struct tokenizer *engine_tokenizer(const struct engine *e) { return e->tokenizer; }
 
 const struct chat_template *engine_chat(const struct engine *e, struct error *err)

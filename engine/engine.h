@@ -57,6 +57,8 @@ struct model_shape {
 void model_shape_projection(const struct model_shape *s, enum projection p, size_t *d_in,
                             size_t *d_out);
 const struct model_shape *engine_shape(const struct engine *e);
+/* A row of a projection's weights as the model file has it, decoded: out (d_in). Any thread may call it. */
+void engine_weight_row(const struct engine *e, int layer, enum projection p, size_t row, float *out);
 const struct tokenizer *engine_tokenizer(const struct engine *e);
 /* NULL where the model has no template or an unknown one; why, in err (may be NULL). */
 const struct chat_template *engine_chat(const struct engine *e, struct error *err);

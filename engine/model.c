@@ -251,6 +251,15 @@ static enum status model_bind(struct binder *b, struct error *err)
     return st;
 }
 
+void model_weight_row(const struct model *m, int layer, enum projection p, size_t row, float *out)
+{
+    char name[64];
+    snprintf(name, sizeof name, "blk.%d.%s.weight", layer, projection_tensor[p]);
+    const struct gguf_tensor *t = gguf_tensor_find(m->gguf, name);
+    size_t d_in = (size_t)t->dim[0];
+    dtype_decode(t->type, (const char *)t->data + row * dtype_row_bytes(t->type, d_in), out, d_in);
+}
+
 /* --- opening ----------------------------------------------------------------------------------- */
 
 /* Metadata and tensor table, that is all before the first tensor's data, and the file's size: two

@@ -38,4 +38,7 @@ NODISCARD enum status model_open(const char *path, struct device *device,
                                  struct model **out, struct error *err);
 void model_close(struct model *m);
 
+/* A row of a projection's weights as the file has it, decoded: out (d_in). Any thread may call it. */
+void model_weight_row(const struct model *m, int layer, enum projection p, size_t row, float *out);
+
 #endif

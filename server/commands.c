@@ -24,6 +24,11 @@ void progress_show(void *ctx, double done)
             "########################################", 100 * done, done >= 1 ? "\n" : "");
 }
 
+static void base_row(const void *model, int layer, enum projection p, size_t row, float *out)
+{
+    engine_weight_row(model, layer, p, row, out);
+}
+
 void registry_config_fill(const struct config *c, const struct engine *e, struct device *device,
                           const char *data_dir, struct registry_config *out)
 {
@@ -40,7 +45,9 @@ void registry_config_fill(const struct config *c, const struct engine *e, struct
                  .head_dim = s->head_dim,
                  .qk_permuted = s->qk_permuted,
                  .rank_max = c->rank_max,
-                 .experts_max = c->experts_max},
+                 .experts_max = c->experts_max,
+                 .row = base_row,
+                 .model = e},
     };
     memcpy(out->base_fingerprint, s->fingerprint, sizeof out->base_fingerprint);
     for (int p = 0; p < PROJ_COUNT; p++)

@@ -56,7 +56,7 @@ static struct adapter_files files_read(const char *name, const char *model)
         fprintf(stderr, "%s\n", err.message);
         exit(2);
     }
-    f.base = adapter_base_of(&m->shape);
+    f.base = adapter_base_of(m);
     model_close(m);
     return f;
 }

@@ -32,9 +32,12 @@ static const struct lr_adapter *adapter_find(struct case_book *b, const char *na
     assert_true(b->adapter_count < CASES_MAX);
     struct case_adapter *a = &b->adapters[b->adapter_count++];
     snprintf(a->name, sizeof a->name, "%s", name);
-    struct file_map config = map_fixture("adapters", name, "/adapter_config.json");
-    struct file_map tensors = map_fixture("adapters", name, "/adapter_model.safetensors");
-    struct adapter_base base = adapter_base_of(&b->teacher.model->shape);
+    bool gguf = !strncmp(name, "gguf", 4); /* one file, without a configuration */
+    struct file_map config = {0};
+    if (!gguf) config = map_fixture(b->adapter_folder, name, "/adapter_config.json");
+    struct file_map tensors =
+        map_fixture(b->adapter_folder, name, gguf ? "/adapter.gguf" : "/adapter_model.safetensors");
+    struct adapter_base base = adapter_base_of(b->teacher.model);
     struct adapter_bundle *bundle;
     struct error err;
     must(adapter_read(config.data, config.size, tensors.data, tensors.size, &base, &bundle, &err), &err);
@@ -81,15 +84,16 @@ static void case_read(struct case_book *b, const cJSON *json, const struct safet
     memcpy(c->expected, t->data, t->bytes);
 }
 
-void case_book_open(struct case_book *b, const char *model, struct device *device, enum dtype kv_type)
+static void book_open(struct case_book *b, const char *model, const char *adapters, const char *answers,
+                      const char *prefix, struct device *device, enum dtype kv_type)
 {
-    *b = (struct case_book){0};
+    *b = (struct case_book){.adapter_folder = adapters};
     struct test_path file = test_path("models/%s.gguf", model), path = fixture_path(file.text);
     struct error err;
     must(teacher_open(path.text, device, CASES_MAX * CASE_TOKENS_MAX, kv_type, &b->teacher, &err), &err);
 
-    struct file_map text = map_fixture("logits", "cases", ".json");
-    struct file_map tensors = map_fixture("logits", model, ".safetensors");
+    struct file_map text = map_fixture(answers, "cases", ".json");
+    struct file_map tensors = map_fixture(answers, model, ".safetensors");
     struct safetensors *logits;
     cJSON *json;
     must(json_parse(text.data, text.size, &json, &err), &err);
@@ -97,15 +101,27 @@ void case_book_open(struct case_book *b, const char *model, struct device *devic
     const cJSON *item;
     cJSON_ArrayForEach(item, json_get(json, "cases"))
     {
-        const char *of;
+        const char *of, *name;
         assert_int_equal(json_get_string(item, "model", &of, NULL), ST_OK);
-        if (!strcmp(of, model)) case_read(b, item, logits);
+        assert_int_equal(json_get_string(item, "name", &name, NULL), ST_OK);
+        if (!strcmp(of, model) && !strncmp(name, prefix, strlen(prefix))) case_read(b, item, logits);
     }
-    assert_true(b->case_count > 0);
+    assert_true(b->case_count > 0 || *prefix);
     cJSON_Delete(json);
     safetensors_free(logits);
     file_unmap(&tensors);
     file_unmap(&text);
+}
+
+void case_book_open(struct case_book *b, const char *model, struct device *device, enum dtype kv_type)
+{
+    book_open(b, model, "adapters", "logits", "", device, kv_type);
+}
+
+void case_book_open_formats(struct case_book *b, const char *model, const char *prefix, struct device *device,
+                            enum dtype kv_type)
+{
+    book_open(b, model, "formats", "formats", prefix, device, kv_type);
 }
 
 void case_book_close(struct case_book *b)

@@ -42,15 +42,23 @@ void teacher_close(struct teacher *t)
     *t = (struct teacher){0};
 }
 
-struct adapter_base adapter_base_of(const struct model_shape *s)
+static void base_row(const void *model, int layer, enum projection p, size_t row, float *out)
 {
+    model_weight_row(model, layer, p, row, out);
+}
+
+struct adapter_base adapter_base_of(const struct model *m)
+{
+    const struct model_shape *s = &m->shape;
     struct adapter_base base = {.layers = s->layers,
                                 .heads = s->heads,
                                 .kv_heads = s->kv_heads,
                                 .head_dim = s->head_dim,
                                 .qk_permuted = s->qk_permuted,
                                 .rank_max = LR_RANK_MAX,
-                                .experts_max = LR_EXPERTS_MAX};
+                                .experts_max = LR_EXPERTS_MAX,
+                                .row = base_row,
+                                .model = m};
     for (int p = 0; p < PROJ_COUNT; p++)
         model_shape_projection(s, (enum projection)p, &base.d_in[p], &base.d_out[p]);
     return base;

@@ -23,7 +23,7 @@ NODISCARD enum status teacher_open(const char *model_path, struct device *device
 void teacher_close(struct teacher *t);
 
 /* What adapters of a model must fit. */
-struct adapter_base adapter_base_of(const struct model_shape *s);
+struct adapter_base adapter_base_of(const struct model *m);
 
 /* Runs tokens [count] from position 0 in chunks of at most `chunk` rows, all of them with the given
  * set (member_count 0: the bare base), and fills logits (count, vocab). */

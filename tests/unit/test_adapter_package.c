@@ -120,6 +120,25 @@ static void expect_refusal(struct fixture *f, const char *name, size_t limit, en
     temp_folder_remove(&into);
 }
 
+static void gguf_file_is_the_tensors(void **state)
+{
+    struct fixture *f = *state;
+    struct temp_folder into;
+    struct package p;
+    struct error err = {0};
+    (void)f;
+    temp_folder_make(&into);
+    file_write(into.path, "body", "GGUF-bytes", 10);
+    if (package_open(into.path, LIMIT, &p, &err)) fail_msg("%s", err.message);
+    assert_int_equal(p.tensors.size, 10);
+    assert_memory_equal(p.tensors.data, "GGUF-bytes", 10);
+    assert_int_equal(p.config.size, 3);
+    assert_memory_equal(p.config.data, "{}\n", 3);
+    package_close(&p);
+    assert_int_equal(file_count(into.path), 2);
+    temp_folder_remove(&into);
+}
+
 static void paths_lead_nowhere(void **state)
 {
     struct fixture *f = *state;
@@ -189,7 +208,7 @@ static void other_files_are_named(void **state)
     struct fixture *f = *state;
     const char *folder = f->folder.path;
     file_write(folder, "gguf", "GGUF\3\0\0\0\0\0\0\0", 12);
-    expect_refusal(f, "gguf", LIMIT, ST_UNSUPPORTED, "GGUF");
+    expect_refusal(f, "gguf", 11, ST_TOO_LARGE, "12 bytes");
     file_write(folder, "safetensors", "\2\0\0\0\0\0\0\0{}", 10);
     expect_refusal(f, "safetensors", LIMIT, ST_REJECTED, "send adapter_config.json with it");
     file_write(folder, "text", "hello, this is no archive at all", 32);
@@ -250,6 +269,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(every_kind_of_archive_unpacks),
+        TEST(gguf_file_is_the_tensors),
         TEST(paths_lead_nowhere),
         TEST(incomplete_archives_are_refused),
         TEST(bombs_are_refused),
