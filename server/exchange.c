@@ -216,11 +216,17 @@ static enum MHD_Result queue_answer(struct exchange *x)
     return MHD_queue_response(x->connection, (unsigned)x->status, x->response);
 }
 
+/* Must a refused request be answered before its body? Its client waits for that, or would send too much of it. */
+static bool refuse_body(const struct exchange *x)
+{
+    return exchange_header(x, MHD_HTTP_HEADER_EXPECT) || announced_bytes(x) > BODY_DRAIN_MAX;
+}
+
 /* After the headers: go on with the body, wait, or refuse it. */
 static enum MHD_Result after_headers(struct exchange *x)
 {
     if (x->gone) return MHD_NO;
-    if (x->response && announced_bytes(x) > BODY_DRAIN_MAX) return queue_answer(x);
+    if (x->response && refuse_body(x)) return queue_answer(x);
     x->in_headers = x->paused;
     if (x->paused) suspend(x);
     return x->gone ? MHD_NO : MHD_YES;

@@ -83,11 +83,13 @@ def test_another_content_type(server):
 
 
 def test_too_large(server):
-    """Said by its length alone: the body is never sent."""
+    """Said by its length alone, before the body to a client who waits, after it to one who does not."""
+    expect(server.call("POST", "/v1/completions", {**GOOD, "prompt": "a" * (33 << 20)}), 413)
     connection = server.connect()
     connection.putrequest("POST", "/v1/completions")
     connection.putheader("Content-Type", "application/json")
     connection.putheader("Content-Length", str(33 << 20))
+    connection.putheader("Expect", "100-continue")
     connection.endheaders()
     response = connection.getresponse()
     expect(Reply(response.status, response.headers, response.read()), 413)
