@@ -35,7 +35,8 @@ struct engine {
     /* The engine thread's. */
     struct forward *forward;
     struct scheduler *scheduler;
-    struct sampler_scratch *scratch;
+    struct sampler_scratch **scratch; /* [device's host_threads] */
+    struct verdict *verdicts;         /* [max_batch] */
     struct step *step;
 
     pthread_mutex_t lock;
@@ -141,6 +142,17 @@ static enum status chat_bind(struct engine *e, struct error *err)
     return ST_OK;
 }
 
+static bool scratch_build(struct engine *e)
+{
+    int threads = e->config.device->host_threads;
+    e->scratch = calloc((size_t)threads, sizeof *e->scratch);
+    for (int i = 0; e->scratch && i < threads; i++) {
+        e->scratch[i] = sampler_scratch_new(e->shape.vocab);
+        if (!e->scratch[i]) return false;
+    }
+    return e->scratch != NULL;
+}
+
 static enum status engine_build(struct engine *e, struct error *err)
 {
     const struct engine_config *c = &e->config;
@@ -161,9 +173,10 @@ static enum status engine_build(struct engine *e, struct error *err)
     struct scheduler_config scheduler = {.running_max = c->max_batch, .waiting_max = c->max_queue,
                                          .prefill_rows = c->prefill_chunk, .pages = e->kv_pages};
     e->scheduler = scheduler_new(&scheduler);
-    e->scratch = sampler_scratch_new(e->shape.vocab);
     e->step = step_new(forward.rows, c->max_batch);
-    if (!e->scheduler || !e->scratch || !e->step) return error_set(err, ST_NOMEM, "out of memory");
+    e->verdicts = calloc((size_t)c->max_batch, sizeof *e->verdicts);
+    if (!e->scheduler || !e->step || !e->verdicts || !scratch_build(e))
+        return error_set(err, ST_NOMEM, "out of memory");
     return ST_OK;
 }
 
@@ -223,7 +236,21 @@ struct step_cost {
     uint64_t prompt_tokens, output_tokens;
 };
 
-/* Logits of the step's wanted rows, a piece at a time, to their sequences. */
+struct judging {
+    struct engine *e;
+    const struct wanted *wanted;
+    const float *logits;
+};
+
+static void row_judge(void *ctx, size_t i, int worker)
+{
+    const struct judging *j = ctx;
+    sequence_judge(j->wanted[i].seq, j->e->scratch[worker], j->wanted[i].position,
+                   j->logits + i * j->e->shape.vocab, &j->e->verdicts[i]);
+}
+
+/* Logits of the step's wanted rows, a piece at a time, to their sequences: judged by all threads, then
+ * taken in order. */
 static enum status logits_feed(struct engine *e, struct step_cost *cost)
 {
     const struct step *s = e->step;
@@ -235,11 +262,12 @@ static enum status logits_feed(struct engine *e, struct step_cost *cost)
         enum status st = forward_logits(e->forward, n, s->wanted_row + at, &logits);
         cost->device_seconds += now_seconds() - start;
         if (st) return st;
+        struct judging judging = {e, s->wanted + at, logits};
+        e->config.device->ops->host_run(e->config.device, (size_t)n, row_judge, &judging);
         for (int i = 0; i < n; i++, at++) {
             struct sequence *q = s->wanted[at].seq;
             int before = q->output_count;
-            sequence_feed(q, e->scratch, s->wanted[at].position,
-                          logits + (size_t)i * e->shape.vocab);
+            sequence_take(q, s->wanted[at].position, &e->verdicts[i]);
             cost->output_tokens += (uint64_t)(q->output_count - before);
         }
     }
@@ -389,7 +417,10 @@ void engine_close(struct engine *e)
         pthread_join(e->thread, NULL);
     }
     step_free(e->step);
-    sampler_scratch_free(e->scratch);
+    for (int i = 0; e->scratch && i < e->config.device->host_threads; i++)
+        sampler_scratch_free(e->scratch[i]);
+    free(e->scratch);
+    free(e->verdicts);
     scheduler_free(e->scheduler);
     forward_close(e->forward);
     chat_template_release(&e->chat);

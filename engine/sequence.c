@@ -264,30 +264,35 @@ static enum status token_take(struct sequence *q, int32_t token, const struct to
     return ST_OK;
 }
 
-void sequence_feed(struct sequence *q, struct sampler_scratch *scratch, int position,
-                   const float *logits)
+void sequence_judge(struct sequence *q, struct sampler_scratch *scratch, int position,
+                    const float *logits, struct verdict *out)
+{
+    out->status = ST_OK;
+    if (position + 1 < q->sched.prompt_count)
+        out->status = logprob_compute(scratch, logits, q->prompt[position + 1],
+                                      q->sampling.prompt_logprobs, &q->prompt_logprobs[position],
+                                      &out->error);
+    else if (q->sampling.max_tokens > 0)
+        out->status = sampler_choose(q->sampler, scratch, logits, q->output_count, &out->token,
+                                     q->sampling.logprobs >= 0 ? &out->logprob : NULL, &out->error);
+}
+
+void sequence_take(struct sequence *q, int position, const struct verdict *v)
 {
     if (q->ended) return;
-    struct error err = {0};
-    enum status st = ST_OK;
-    if (position + 1 < q->sched.prompt_count) {
-        st = logprob_compute(scratch, logits, q->prompt[position + 1], q->sampling.prompt_logprobs,
-                             &q->prompt_logprobs[position], &err);
-        if (st) sequence_end(q, FINISH_ERROR, &err);
+    if (v->status) {
+        sequence_end(q, FINISH_ERROR, &v->error);
         return;
     }
+    if (position + 1 < q->sched.prompt_count) return;
     if (position + 1 == q->sched.prompt_count && q->prompt_logprobs) prompt_send(q);
     if (q->sampling.max_tokens == 0) {
         sequence_end(q, FINISH_LENGTH, NULL);
         return;
     }
-    int32_t token;
-    struct token_logprob logprob;
-    bool scored = q->sampling.logprobs >= 0;
-    st = sampler_choose(q->sampler, scratch, logits, q->output_count, &token,
-                        scored ? &logprob : NULL, &err);
-    if (!st) st = token_take(q, token, scored ? &logprob : NULL);
+    enum status st = token_take(q, v->token, q->sampling.logprobs >= 0 ? &v->logprob : NULL);
     if (!st) return;
-    if (!err.status) error_set(&err, st, "out of memory for the text");
-    sequence_end(q, FINISH_ERROR, &err);
+    struct error error;
+    error_set(&error, st, "out of memory for the text");
+    sequence_end(q, FINISH_ERROR, &error);
 }

@@ -61,10 +61,22 @@ void sequence_free(struct sequence *q);
 int32_t sequence_token(const struct sequence *q, int position);
 /* Whether the logits of the row at a position are needed. */
 bool sequence_wants_logits(const struct sequence *q, int position);
-/* Takes them: scores a prompt token, or chooses the next token and sends it. Sets `ended` where
- * that was the last one. Ignored once ended. */
-void sequence_feed(struct sequence *q, struct sampler_scratch *scratch, int position,
-                   const float *logits);
+
+/* What the logits of a position say: the next token, or that a prompt token was scored. */
+struct verdict {
+    enum status status; /* why not, in error */
+    struct error error;
+    int32_t token;
+    struct token_logprob logprob; /* where asked for */
+};
+
+/* Scores a prompt token, or chooses the next token. Different positions, of one sequence too, may be
+ * judged by several threads at once, each with a scratch of its own. */
+void sequence_judge(struct sequence *q, struct sampler_scratch *scratch, int position,
+                    const float *logits, struct verdict *out);
+/* Takes the verdicts in order of positions: sends what they mean. Sets `ended` where a token was the
+ * last one. Ignored once ended. */
+void sequence_take(struct sequence *q, int position, const struct verdict *v);
 
 void sequence_admitted(struct sequence *q);
 /* Ends it before its time. error NULL but for FINISH_ERROR. */

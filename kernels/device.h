@@ -173,12 +173,19 @@ struct device_ops {
     void (*rope_kv)(struct device *d, const struct rope_kv_args *a);
     void (*attention)(struct device *d, const struct attention_args *a);
     void (*logits)(struct device *d, const struct logits_args *a);
+
+    /* Host work of the caller's: fn(ctx, i, worker) once for each i in [0, count), on the threads the
+     * device has for host work, the caller's among them; returns when all are done. worker is below
+     * host_threads. An op as to rule 5. */
+    void (*host_run)(struct device *d, size_t count, void (*fn)(void *ctx, size_t i, int worker),
+                     void *ctx);
 };
 
 /* The part of a device every backend shares. */
 struct device {
     const struct device_ops *ops;
     const char *name; /* "cpu avx2", for logs and metrics */
+    int host_threads; /* of host_run, at least 1 */
 };
 
 /* The CPU backend. level forces a lower instruction set than the machine has; asking for one it

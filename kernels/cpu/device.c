@@ -114,6 +114,11 @@ static void device_rmsnorm(struct device *device, const struct rmsnorm_args *a)
     cpu_run(d, cpu_chunks((size_t)a->rows, job.chunk), rmsnorm_chunk, &job);
 }
 
+static void device_host_run(struct device *device, size_t count, pool_fn fn, void *ctx)
+{
+    cpu_run(cpu_device_of(device), count, fn, ctx);
+}
+
 static const struct device_ops cpu_ops = {
     .close = device_close,
     .alloc = device_alloc,
@@ -132,6 +137,7 @@ static const struct device_ops cpu_ops = {
     .rope_kv = cpu_rope_kv,
     .attention = cpu_attention,
     .logits = cpu_logits,
+    .host_run = device_host_run,
 };
 
 enum status cpu_device_open(const struct cpu_device_config *config, struct device **out, struct error *err)
@@ -157,6 +163,7 @@ enum status cpu_device_open(const struct cpu_device_config *config, struct devic
         device_close(&d->base);
         return error_set(err, st, "cannot start %d compute threads", threads);
     }
+    d->base.host_threads = threads;
     *out = &d->base;
     return ST_OK;
 }

@@ -80,7 +80,11 @@ static enum status sequence_attempt(void *ctx)
     enum status st = sequence_new(&rules, &r, &q, NULL);
     if (!st) {
         float logits[512] = {[300] = 5};
-        for (int i = 0; i < 4; i++) sequence_feed(q, scratch, i, logits);
+        struct verdict v;
+        for (int i = 0; i < 4; i++) {
+            sequence_judge(q, scratch, i, logits, &v);
+            sequence_take(q, i, &v);
+        }
         if (q->ended) st = q->error.status;
         sequence_free(q);
     }
