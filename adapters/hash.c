@@ -33,18 +33,17 @@ enum status hash_version(const char *config_hash, const char *tensors_hash, char
     return ST_OK;
 }
 
-enum status hash_key(const char *tenant, const char *name, const char *version, uint64_t *out)
+enum status hash_key(const char *tenant, const char *name, const char *hash, struct key128 *out)
 {
-    unsigned char digest[crypto_generichash_BYTES_MIN]; /* 16 bytes; the first 8 are used */
+    struct key128 digest;
     crypto_generichash_state state;
+    _Static_assert(sizeof digest == crypto_generichash_BYTES_MIN, "BLAKE2b-128");
     if (sodium_init() < 0) return ST_NOMEM;
     crypto_generichash_init(&state, NULL, 0, sizeof digest);
     hash_text(&state, tenant);
     hash_text(&state, name);
-    hash_text(&state, version);
-    crypto_generichash_final(&state, digest, sizeof digest);
-    uint64_t key;
-    memcpy(&key, digest, sizeof key);
-    *out = key ? key : 1;
+    hash_text(&state, hash);
+    crypto_generichash_final(&state, (unsigned char *)&digest, sizeof digest);
+    *out = digest;
     return ST_OK;
 }

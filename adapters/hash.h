@@ -2,10 +2,10 @@
 #ifndef ADAPTERS_HASH_H
 #define ADAPTERS_HASH_H
 
+#include "base/key128.h"
 #include "base/status.h"
 
 #include <stddef.h>
-#include <stdint.h>
 
 #define HASH_HEX_SIZE 65 /* with the terminating NUL */
 
@@ -16,7 +16,8 @@ NODISCARD enum status hash_bytes(const void *data, size_t size, char out[HASH_HE
 NODISCARD enum status hash_version(const char *config_hash, const char *tensors_hash,
                                    char out[HASH_HEX_SIZE]);
 
-/* 64 bits of the hash of three texts, never 0. */
-NODISCARD enum status hash_key(const char *tenant, const char *name, const char *version, uint64_t *out);
+/* A hash of three texts. */
+NODISCARD enum status hash_key(const char *tenant, const char *name, const char *hash,
+                         struct key128 *out);
 
 #endif

@@ -83,7 +83,7 @@ static struct version *version_new(const char *tenant, const char *name, const s
     v->listed = true;
     snprintf(v->view.name, sizeof v->view.name, "%s", name);
     memcpy(v->view.version, record->version, sizeof v->view.version);
-    if (hash_key(tenant, name, record->version, &v->view.key) == ST_OK) return v;
+    if (hash_key(tenant, name, record->hash, &v->view.key) == ST_OK) return v;
     free(v);
     return NULL;
 }

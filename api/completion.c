@@ -221,6 +221,7 @@ static void parse_members(struct parse *p, struct completion_request *r, const c
     parse_refuse_unsupported(p, r->chat);
     parse_adapter_choice(p, base_name, r);
     parse_scalars(p, r);
+    parse_string(p, "cache_salt", &r->cache_salt);
     parse_stop(p, r);
     parse_bias(p, r);
     parse_stream_options(p, r);

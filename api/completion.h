@@ -52,6 +52,7 @@ struct completion_request {
     const char *chat_template; /* NULL: the model's own */
     bool add_generation_prompt, continue_final_message;
 
+    const char *cache_salt; /* NULL: none */
     const char *model; /* as written; NULL if absent */
     struct adapter_choice adapters[COMPLETION_ADAPTERS_MAX];
     size_t adapter_count;

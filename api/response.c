@@ -34,8 +34,9 @@ static void write_head(struct strbuf *out, const struct response_head *h, const 
 static void write_usage(struct strbuf *out, struct response_usage u)
 {
     strbuf_printf(out,
-                  ", \"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d}",
-                  u.prompt_tokens, u.output_tokens, u.prompt_tokens + u.output_tokens);
+                  ", \"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d, "
+                  "\"prompt_tokens_details\": {\"cached_tokens\": %d}}",
+                  u.prompt_tokens, u.output_tokens, u.prompt_tokens + u.output_tokens, u.cached_tokens);
 }
 
 static void write_logprobs(struct strbuf *out, const struct response_head *h, const struct response_choice *c)

@@ -22,6 +22,7 @@ struct response_head {
 
 struct response_usage {
     int prompt_tokens, output_tokens;
+    int cached_tokens; /* of the prompt */
 };
 
 /* One choice, whole or the news of one chunk. */

@@ -171,7 +171,8 @@ static enum status engine_build(struct engine *e, struct error *err)
     st = forward_open(e->model, &forward, &e->forward, err);
     if (st) return st;
     struct scheduler_config scheduler = {.running_max = c->max_batch, .waiting_max = c->max_queue,
-                                         .prefill_rows = c->prefill_chunk, .pages = e->kv_pages};
+                                         .prefill_rows = c->prefill_chunk, .pages = e->kv_pages,
+                                         .share_pages = !c->no_prefix_cache};
     e->scheduler = scheduler_new(&scheduler);
     e->step = step_new(forward.rows, c->max_batch);
     e->verdicts = calloc((size_t)c->max_batch, sizeof *e->verdicts);
@@ -199,6 +200,10 @@ static void sequence_retire(struct engine *e, struct sequence *q)
     else e->live = q->next;
     if (q->next) q->next->prev = q->prev;
     e->waiting -= waited;
+    if (!waited && !e->config.no_prefix_cache && !q->sched.reads_all) {
+        e->stats.prefix_queries += (uint64_t)q->sched.prompt_count;
+        e->stats.prefix_hits += (uint64_t)q->sched.cached;
+    }
     pthread_mutex_unlock(&e->lock);
     sequence_done(q);
     sequence_free(q);
@@ -294,6 +299,17 @@ static void stats_add(struct engine *e, double seconds, const struct step_cost *
     pthread_mutex_unlock(&e->lock);
 }
 
+/* What a step filled is others' from now on. */
+static void pages_publish(struct engine *e, struct sequence *q)
+{
+    int32_t token[KV_PAGE_TOKENS];
+    int first;
+    while ((first = scheduler_page_full(e->scheduler, &q->sched)) >= 0) {
+        for (int i = 0; i < KV_PAGE_TOKENS; i++) token[i] = sequence_token(q, first + i);
+        scheduler_publish(e->scheduler, &q->sched, token);
+    }
+}
+
 static void engine_step(struct engine *e)
 {
     double start = now_seconds();
@@ -313,6 +329,7 @@ static void engine_step(struct engine *e)
     stats_add(e, now_seconds() - start, &cost);
     for (int i = 0; i < count; i++) {
         struct sequence *q = (struct sequence *)entries[i].seq;
+        pages_publish(e, q);
         if (q->ended) sequence_retire(e, q);
     }
 }

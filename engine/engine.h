@@ -11,6 +11,7 @@
 #ifndef ENGINE_ENGINE_H
 #define ENGINE_ENGINE_H
 
+#include "base/key128.h"
 #include "base/status.h"
 #include "engine/chat.h"
 #include "engine/tokenizer.h"
@@ -34,6 +35,7 @@ struct engine_config {
     enum dtype kv_type;       /* DTYPE_F16 or DTYPE_F32 */
     int context_length;       /* 0: the model's own */
     int lr_width;             /* see device_limits; 0: 4096 */
+    bool no_prefix_cache;     /* what was computed for one request is not kept for others */
     /* Called while opening, on the opening thread, for a progress bar; done in 0..1. May be NULL. */
     void (*on_progress)(void *ctx, double done);
     void *progress_ctx;
@@ -105,8 +107,10 @@ struct engine_request {
     struct sampling sampling;
     const struct lr_member *members;
     size_t member_count;            /* at most ENGINE_SET_MAX */
-    uint64_t set_key;               /* equal for equal sets, whose rows are then neighbours in a batch;
-                                       0: the bare base */
+    /* Equal exactly for equal sets, of equal contents and weights: their rows are neighbours in a batch,
+     * and they share pages of the KV cache. Zero: the bare base. */
+    struct key128 set_key;
+    struct key128 cache_salt;       /* requests share KV pages with those of the same salt only */
     int priority;                   /* lower first among those waiting; ties by arrival */
     void (*on_event)(void *ctx, const struct engine_event *event);
     void *ctx;
@@ -149,6 +153,7 @@ struct engine_event {
     int32_t stop_token;       /* the token that ended it, or -1 */
     const struct error *error; /* with FINISH_ERROR */
     int prompt_tokens, output_tokens; /* output: generated ones, the ending token included */
+    int cached_tokens; /* of the prompt, those found in the KV cache */
 };
 
 /* Queues a request. Its id, never 0, is for engine_cancel; no event is sent unless ST_OK, and the
@@ -165,7 +170,9 @@ void engine_cancel(struct engine *e, uint64_t id);
 struct engine_stats {
     int running, waiting;
     int kv_pages_used, kv_pages;
-    uint64_t steps, prompt_tokens, output_tokens;
+    uint64_t steps, prompt_tokens, output_tokens; /* prompt: computed ones */
+    /* Tokens of the prompts of ended requests that might have been cached, and of those that were. */
+    uint64_t prefix_queries, prefix_hits;
     double step_seconds, overhead_seconds; /* summed: whole steps; the part outside device ops */
 };
 void engine_stats(struct engine *e, struct engine_stats *out);

@@ -11,7 +11,7 @@ struct scheduler {
     struct scheduler_config config;
     struct kv_pages *kv;
     struct list waiting; /* by (priority, arrival) */
-    struct list running; /* by (set_key, admission): steps are walks of this list */
+    struct list running; /* by (set's key, admission): steps are walks of this list */
     uint64_t next_order;
     uint64_t steps;
     struct step_entry *entry; /* [running_max] */
@@ -49,7 +49,7 @@ struct scheduler *scheduler_new(const struct scheduler_config *config)
     struct scheduler *s = calloc(1, sizeof *s);
     if (!s) return NULL;
     s->config = *config;
-    s->kv = kv_pages_new(config->pages);
+    s->kv = kv_pages_new(config->pages, config->share_pages);
     s->entry = calloc((size_t)config->running_max, sizeof *s->entry);
     if (!s->kv || !s->entry) {
         scheduler_free(s);
@@ -74,7 +74,7 @@ enum status scheduler_add(struct scheduler *s, struct sched_seq *seq)
     CHECK(seq->prompt_count >= 1 && seq->tokens_max >= seq->prompt_count);
     CHECK(kv_pages_needed(seq->tokens_max) <= kv_pages_count(s->kv));
     if (s->waiting.count >= s->config.waiting_max) return ST_FULL;
-    seq->done = 0;
+    seq->done = seq->cached = 0;
     seq->table = (struct kv_table){0};
     seq->running = false;
     seq->order = s->next_order++;
@@ -84,16 +84,26 @@ enum status scheduler_add(struct scheduler *s, struct sched_seq *seq)
     return ST_OK;
 }
 
+/* What of the prompt may be taken from the cache. */
+static struct kv_prompt shareable(const struct scheduler *s, const struct sched_seq *seq)
+{
+    bool any = s->config.share_pages && !seq->reads_all;
+    return (struct kv_prompt){.space = seq->space, .token = seq->prompt,
+                              .count = any ? seq->prompt_count - 1 : 0};
+}
+
 struct sched_seq *scheduler_admit(struct scheduler *s)
 {
     struct sched_seq *seq = s->waiting.first;
     if (!seq || s->running.count >= s->config.running_max) return NULL;
-    if (kv_reserve(s->kv, seq->tokens_max, &seq->table) != ST_OK) return NULL;
+    struct kv_prompt prompt = shareable(s, seq);
+    if (kv_reserve(s->kv, &prompt, seq->tokens_max, &seq->table) != ST_OK) return NULL;
+    seq->done = seq->cached = seq->table.published * KV_PAGE_TOKENS;
     list_remove(&s->waiting, seq);
     seq->running = true;
     seq->order = s->next_order++;
     struct sched_seq *after = s->running.last;
-    while (after && after->set_key > seq->set_key) after = after->prev;
+    while (after && key128_compare(after->space.set, seq->space.set) > 0) after = after->prev;
     list_insert_after(&s->running, after, seq);
     return seq;
 }
@@ -139,12 +149,27 @@ static void prefill_share(struct scheduler *s, int n, int rows)
     }
 }
 
+/* Takes over what became cached since the last step. Whether what comes next is somebody else's work. */
+static bool prompt_waits(struct scheduler *s, struct sched_seq *seq)
+{
+    struct kv_prompt prompt = shareable(s, seq);
+    enum kv_turn turn;
+    while ((turn = kv_claim(s->kv, &prompt, &seq->table)) == KV_ADOPTED) {
+        int done = seq->table.published * KV_PAGE_TOKENS;
+        seq->cached += done - seq->done;
+        seq->done = done;
+    }
+    return turn == KV_WAIT;
+}
+
 int scheduler_compose(struct scheduler *s, const struct step_entry **entries_out)
 {
     int n = 0;
-    for (struct sched_seq *seq = s->running.first; seq; seq = seq->next)
+    for (struct sched_seq *seq = s->running.first; seq; seq = seq->next) {
+        if (prompt_left(seq) > 0 && prompt_waits(s, seq)) continue;
         s->entry[n++] = (struct step_entry){.seq = seq, .first = seq->done,
                                             .rows = prompt_left(seq) > 0 ? 0 : 1};
+    }
     prefill_share(s, n, s->config.prefill_rows);
     s->steps++;
 
@@ -158,6 +183,19 @@ int scheduler_compose(struct scheduler *s, const struct step_entry **entries_out
     }
     *entries_out = s->entry;
     return used;
+}
+
+int scheduler_page_full(const struct scheduler *s, const struct sched_seq *seq)
+{
+    int first = seq->table.published * KV_PAGE_TOKENS;
+    return s->config.share_pages && seq->done - first >= KV_PAGE_TOKENS ? first : -1;
+}
+
+void scheduler_publish(struct scheduler *s, struct sched_seq *seq,
+                       const int32_t token[static KV_PAGE_TOKENS])
+{
+    CHECK(scheduler_page_full(s, seq) >= 0);
+    kv_publish(s->kv, seq->space, token, &seq->table);
 }
 
 int scheduler_running(const struct scheduler *s) { return s->running.count; }

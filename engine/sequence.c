@@ -133,7 +133,9 @@ static bool sequence_init(struct sequence *q, const struct sequence_rules *rules
     q->sched.tokens_max = (int)n + (q->sampling.max_tokens > 0 ? q->sampling.max_tokens - 1 : 0);
     for (size_t i = 0; i < r->member_count; i++)
         if (r->members[i].weight != 0) q->members[q->member_count++] = r->members[i];
-    q->sched.set_key = q->member_count > 0 ? r->set_key : 0;
+    q->sched.space.salt = r->cache_salt;
+    if (q->member_count > 0) q->sched.space.set = r->set_key;
+    q->sched.reads_all = q->sampling.prompt_logprobs >= 0;
     q->on_event = r->on_event;
     q->ctx = r->ctx;
     q->stop_token = -1;
@@ -141,6 +143,7 @@ static bool sequence_init(struct sequence *q, const struct sequence_rules *rules
     q->prompt = malloc(n * sizeof *q->prompt);
     if (!q->prompt || !ending_build(q, rules, &r->sampling)) return false;
     memcpy(q->prompt, r->prompt, n * sizeof *q->prompt);
+    q->sched.prompt = q->prompt;
     if (q->sampling.prompt_logprobs >= 0) {
         q->prompt_logprobs = calloc(n, sizeof *q->prompt_logprobs);
         if (!q->prompt_logprobs) return false;
@@ -209,6 +212,7 @@ void sequence_done(struct sequence *q)
                                  .stop_token = q->stop_token,
                                  .error = q->finish == FINISH_ERROR ? &q->error : NULL,
                                  .prompt_tokens = q->sched.prompt_count,
+                                 .cached_tokens = q->sched.cached,
                                  .output_tokens = q->output_count};
     event.text = stream_take(q->stream, &event.text_size);
     q->on_event(q->ctx, &event);
@@ -227,9 +231,12 @@ void sequence_end(struct sequence *q, enum finish_reason finish, const struct er
 
 /* --- logits ------------------------------------------------------------------------------------ */
 
+#define OUTPUT_RING (2 * KV_PAGE_TOKENS)
+
 int32_t sequence_token(const struct sequence *q, int position)
 {
-    return position < q->sched.prompt_count ? q->prompt[position] : q->last_token;
+    return position < q->sched.prompt_count ? q->prompt[position]
+                                            : q->output[position % OUTPUT_RING];
 }
 
 bool sequence_wants_logits(const struct sequence *q, int position)
@@ -247,8 +254,8 @@ static bool token_ends(const struct sequence *q, int32_t token)
 /* Adds a chosen token to the output. */
 static enum status token_take(struct sequence *q, int32_t token, const struct token_logprob *logprob)
 {
+    q->output[(q->sched.prompt_count + q->output_count) % OUTPUT_RING] = token;
     q->output_count++;
-    q->last_token = token;
     bool can_stop = q->output_count > q->sampling.min_tokens;
     if (token_ends(q, token)) {
         q->stop_token = token;

@@ -43,7 +43,9 @@ struct sequence {
     struct stream *stream;
     struct token_logprob *prompt_logprobs; /* [prompt_count - 1], owned; NULL unless asked for */
     int output_count;
-    int32_t last_token; /* the newest output token, not yet in the cache */
+    /* Output tokens by position, as far as their pages are not published: the page being filled, and
+     * the newest token, which is not in the cache yet. */
+    int32_t output[2 * KV_PAGE_TOKENS];
 
     bool ended; /* the fields below are set */
     enum finish_reason finish;
@@ -57,7 +59,7 @@ NODISCARD enum status sequence_new(const struct sequence_rules *rules,
                                    struct error *err);
 void sequence_free(struct sequence *q);
 
-/* The token at a position that is in the cache or goes there next. */
+/* The token at a position of the prompt, of a page that is not published, or the next one. */
 int32_t sequence_token(const struct sequence *q, int position);
 /* Whether the logits of the row at a position are needed. */
 bool sequence_wants_logits(const struct sequence *q, int position);

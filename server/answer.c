@@ -105,7 +105,10 @@ static struct response_usage usage_of(const struct job *j)
     struct response_usage u = {0};
     for (size_t i = 0; i < j->sequence_count; i++) {
         const struct sequence *q = &j->sequences[i];
-        if (q->index % j->request.best_of == 0) u.prompt_tokens += q->prompt_tokens;
+        if (q->index % j->request.best_of == 0) {
+            u.prompt_tokens += q->prompt_tokens;
+            u.cached_tokens += q->cached_tokens;
+        }
         u.output_tokens += q->output_tokens;
     }
     return u;

@@ -35,6 +35,8 @@ static const struct option options[] = {
      AT(kv_bytes), .commands = RUNS},
     {"kv-type", "TYPE", "element type of keys and values (f16)", OPTION_STRING, AT(kv_type), .commands = RUNS,
      .choices = "f16|f32"},
+    {"no-prefix-cache", NULL, "compute every prompt anew, whatever was computed for others", OPTION_FLAG,
+     AT(no_prefix_cache), .commands = SERVE},
     {"adapter-bytes", "SIZE", "memory for adapters (1G)", OPTION_BYTES, AT(adapter_bytes), .commands = SERVE},
     {"upload-bytes", "SIZE", "largest adapter upload (1G)", OPTION_BYTES, AT(upload_bytes),
      .commands = SERVE},
@@ -173,5 +175,6 @@ void config_engine(const struct config *c, struct device *device, struct engine_
         .kv_type = !strcmp(c->kv_type, "f32") ? DTYPE_F32 : DTYPE_F16,
         .context_length = c->context,
         .lr_width = c->lr_width,
+        .no_prefix_cache = c->no_prefix_cache,
     };
 }

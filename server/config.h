@@ -13,6 +13,7 @@ struct config {
     const char *model, *cpu_level, *kv_type;
     int threads, max_batch, max_queue, prefill_chunk, context, lr_width;
     size_t kv_bytes;
+    bool no_prefix_cache;
     /* server */
     const char *file, *data, *listen, *model_name, *log_level;
     bool insecure_listen;

@@ -119,6 +119,7 @@ static void copy_done(struct sequence *q, const struct engine_event *e)
     q->finish = e->finish;
     if (e->error) q->error = *e->error;
     q->prompt_tokens = e->prompt_tokens;
+    q->cached_tokens = e->cached_tokens;
     q->output_tokens = e->output_tokens;
     if (e->text_size) strbuf_append(&q->tail, e->text, e->text_size);
     q->lost |= q->tail.failed;

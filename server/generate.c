@@ -131,7 +131,7 @@ static enum status submit(struct generation *g, struct error *err)
                      .prompt_logprobs = -1,
                      .seed = c->seed.value},
     };
-    r.set_key = r.member_count ? 1 : 0; /* the only set there is */
+    r.set_key.word[0] = r.member_count > 0; /* the only set there is */
     if (!c->seed.given) randombytes_buf(&r.sampling.seed, sizeof r.sampling.seed);
     g->text_mail.deliver = print_pending;
     g->done_mail.deliver = on_done;

@@ -42,7 +42,7 @@ struct sequence {
     bool lost;          /* as `failed`, for news that could not be posted */
     enum finish_reason finish;
     struct error error;
-    int prompt_tokens, output_tokens;
+    int prompt_tokens, cached_tokens, output_tokens;
     struct event_mail *last; /* its message, made beforehand so that it cannot fail to come */
 };
 
@@ -57,7 +57,7 @@ struct job {
     struct lease *leases[COMPLETION_ADAPTERS_MAX];
     struct lr_member members[COMPLETION_ADAPTERS_MAX];
     size_t member_count;
-    uint64_t set_key;
+    struct key128 set_key, cache_salt;
     char id[80], fingerprint[64];
     int64_t created;        /* unix seconds */
     struct strbuf versions; /* "name@version, ..." */

@@ -3,7 +3,6 @@
 #include "server/job.h"
 #include "server/prompt.h"
 
-#include <inttypes.h>
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,30 +52,12 @@ struct chosen {
     float weight;
 };
 
+/* By version, then by weight, so that equal sets come in one order. */
 static int compare_chosen(const void *a, const void *b)
 {
-    uint64_t ka = ((const struct chosen *)a)->view->key, kb = ((const struct chosen *)b)->view->key;
-    return (ka > kb) - (ka < kb);
-}
-
-/* Equal sets must have equal keys, unequal ones must not, not even by a client's design: hence a keyed hash
- * with a key that nobody outside this process knows. 0 is the bare base. */
-static uint64_t set_key(const unsigned char *secret, const struct chosen *set, size_t count)
-{
-    struct {
-        uint64_t key;
-        float weight;
-        uint32_t zero;
-    } entries[COMPLETION_ADAPTERS_MAX] = {0};
-    uint64_t key;
-    if (!count) return 0;
-    for (size_t i = 0; i < count; i++) {
-        entries[i].key = set[i].view->key;
-        entries[i].weight = set[i].weight;
-    }
-    crypto_shorthash((unsigned char *)&key, (const unsigned char *)entries, count * sizeof entries[0],
-                     secret);
-    return key ? key : 1;
+    const struct chosen *p = a, *q = b;
+    int order = key128_compare(p->view->key, q->view->key);
+    return order ? order : (p->weight > q->weight) - (p->weight < q->weight);
 }
 
 /* "fp_<model>", and with adapters "_<digest of names, versions and weights>": equal after a restart. */
@@ -107,9 +88,14 @@ static void resolve_set(struct job *j)
         if (weight != 0) set[count++] = (struct chosen){view, weight};
     }
     qsort(set, count, sizeof *set, compare_chosen);
-    for (size_t i = 0; i < count; i++) j->members[i] = (struct lr_member){&set[i].view->lr, set[i].weight};
+    struct set_member keyed[COMPLETION_ADAPTERS_MAX];
+    for (size_t i = 0; i < count; i++) {
+        j->members[i] = (struct lr_member){&set[i].view->lr, set[i].weight};
+        keyed[i] = (struct set_member){set[i].view->key, set[i].weight};
+    }
     j->member_count = count;
-    j->set_key = set_key(j->service->set_secret, set, count);
+    j->set_key = set_key(j->service->set_secret, keyed, count);
+    j->cache_salt = salt_key(j->service->set_secret, TENANT, j->request.cache_salt);
     name_set(j, set, count);
 }
 

@@ -10,6 +10,7 @@
 #include "engine/engine.h"
 #include "server/config.h"
 #include "server/http.h"
+#include "server/set_key.h"
 
 #include <uv.h>
 
@@ -43,9 +44,9 @@ struct service {
     struct registry *registry;
     struct http *http;
     struct mailbox mailbox;
-    int64_t started;              /* unix seconds */
-    unsigned char set_secret[16]; /* random: keys the hash of adapter sets */
-    struct job *jobs;             /* completions under way */
+    int64_t started;                            /* unix seconds */
+    unsigned char set_secret[SET_SECRET_BYTES]; /* random */
+    struct job *jobs;                           /* completions under way */
     size_t task_count;
     void (*on_settled)(struct service *s); /* draining, and nothing is under way any more */
 };

@@ -49,6 +49,7 @@ static enum status submit_one(struct job *j, struct sequence *q, const struct sa
         .members = j->members,
         .member_count = j->member_count,
         .set_key = j->set_key,
+        .cache_salt = j->cache_salt,
         .priority = j->request.priority,
         .on_event = job_event,
         .ctx = q,

@@ -189,7 +189,7 @@ static void submit_all(struct bench *b, const struct job *j, struct run *run)
             member = member_of(b, j, i);
             request.members = &member;
             request.member_count = 1;
-            request.set_key = (uint64_t)(1 + j->kind * ADAPTERS_MAX + i % j->adapters);
+            request.set_key.word[0] = (uint64_t)(1 + j->kind * ADAPTERS_MAX + i % j->adapters);
         }
         uint64_t id;
         struct error err;
@@ -325,6 +325,7 @@ int main(int argc, char **argv)
                                    .device = b.device,
                                    .max_batch = SEQUENCES_MAX,
                                    .prefill_chunk = 512,
+                                   .no_prefix_cache = true, /* rounds repeat their prompts */
                                    .kv_type = DTYPE_F16};
     if (engine_open(&config, &b.engine, &err)) stop("engine", &err);
     printf("%s\n", b.device->name);

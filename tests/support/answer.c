@@ -48,6 +48,7 @@ static void take_done(struct answer *a, const struct engine_event *event)
     CHECK((event->error != NULL) == (event->finish == FINISH_ERROR));
     if (event->error) a->error = *event->error;
     a->prompt_tokens = event->prompt_tokens;
+    a->cached_tokens = event->cached_tokens;
     a->output_tokens = event->output_tokens;
     strbuf_append(&a->text, event->text, event->text_size);
     strbuf_append(&a->text, "", 0); /* so that there is a string even where there is no text */

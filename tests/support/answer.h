@@ -29,7 +29,7 @@ struct answer {
     char stop_string[64];
     int32_t stop_token;
     struct error error;
-    int prompt_tokens, output_tokens;
+    int prompt_tokens, cached_tokens, output_tokens;
 };
 
 /* Temperature 0, no limits but max_tokens, nothing reported. */

@@ -180,6 +180,7 @@ static void everything_valid_is_read(void **state)
         "\"priority\": -4,"
         " \"cache_salt\": \"s\", \"suffix\": null, \"tools\": [], \"response_format\": {\"type\": \"text\"}}",
         false);
+    assert_string_equal(r.cache_salt, "s");
     assert_int_equal(r.max_tokens, 5);
     assert_int_equal(r.best_of, 3);
     assert_int_equal(r.logprobs, 4);

@@ -71,18 +71,18 @@ static void whole_bodies(void **state)
     struct strbuf out = {0};
     struct response_head h = head(false);
     struct response_choice c = {.index = 1, .text = "hi\n", .text_size = 3, .finish = "stop"};
-    response_write(&out, &h, &c, 1, (struct response_usage){2, 3});
+    response_write(&out, &h, &c, 1, (struct response_usage){2, 3, 1});
     expect(&out, "{\"id\": \"id-1\", \"object\": \"text_completion\", \"created\": 5, \"model\": \"m\\\"1\", "
                  "\"system_fingerprint\": \"f\", \"choices\": [{\"index\": 1, \"text\": \"hi\\n\", "
                  "\"logprobs\": null, "
                  "\"finish_reason\": \"stop\"}], \"usage\": {\"prompt_tokens\": 2, \"completion_tokens\": 3, "
-                 "\"total_tokens\": 5}}");
+                 "\"total_tokens\": 5, \"prompt_tokens_details\": {\"cached_tokens\": 1}}}");
     h = head(true);
     int32_t ids[] = {1, 2};
     c.with_ids = true;
     c.token_ids = ids;
     c.token_count = 2;
-    response_write(&out, &h, &c, 1, (struct response_usage){0, 0});
+    response_write(&out, &h, &c, 1, (struct response_usage){0});
     assert_non_null(strstr(
         out.data, "\"message\": {\"role\": \"assistant\", \"content\": \"hi\\n\", \"refusal\": null}"));
     assert_non_null(strstr(out.data, "\"token_ids\": [1, 2]"));

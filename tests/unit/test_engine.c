@@ -6,51 +6,12 @@
 #include "tests/support/fixture.h"
 #include "tests/support/random.h"
 #include "tests/support/random_adapter.h"
+#include "tests/support/rig.h"
 #include "tests/support/teacher.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* A device with an engine on it. */
-struct rig {
-    struct device *device;
-    struct engine *engine;
-    struct test_path path;
-};
-
-static struct device *device_make(enum cpu_level level, int threads)
-{
-    struct cpu_device_config c = {.level = level, .threads = threads};
-    struct device *d;
-    struct error err;
-    if (cpu_device_open(&c, &d, &err)) fail_msg("%s", err.message);
-    return d;
-}
-
-/* config.device and model_path are filled in. */
-static struct rig rig_open_at(const char *model, enum cpu_level level, int threads,
-                              struct engine_config config)
-{
-    struct rig r = {.device = device_make(level, threads),
-                    .path = test_path("%s", fixture_path(model).text)};
-    struct error err;
-    config.device = r.device;
-    config.model_path = r.path.text;
-    if (engine_open(&config, &r.engine, &err)) fail_msg("%s", err.message);
-    return r;
-}
-
-static struct rig rig_open(struct engine_config config)
-{
-    return rig_open_at("models/gqa_tied.gguf", CPU_LEVEL_BEST, 2, config);
-}
-
-static void rig_close(struct rig *r)
-{
-    engine_close(r->engine);
-    r->device->ops->close(r->device);
-}
 
 static const int32_t some_prompt[] = {1, 300, 17, 401, 88, 259, 260, 511, 3, 42, 377, 90};
 #define SOME_PROMPT_COUNT 12
@@ -103,7 +64,7 @@ static void test_greedy_and_scores(void **state)
     memcpy(tokens, some_prompt, sizeof some_prompt);
     memcpy(tokens + SOME_PROMPT_COUNT, a->token, OUTPUT * sizeof *tokens);
     struct teacher t;
-    struct device *d = device_make(CPU_LEVEL_BEST, 1);
+    struct device *d = rig_device(CPU_LEVEL_BEST, 1);
     assert_int_equal(teacher_open(rig.path.text, d, ALL, DTYPE_F32, &t, NULL), ST_OK);
     size_t vocab = t.model->shape.vocab;
     float *logits = malloc(ALL * vocab * sizeof *logits);
@@ -174,7 +135,7 @@ static void crowd_make(struct crowd *c, const struct lr_adapter *adapter)
         c->members[i][1] = (struct lr_member){&adapter[(i + 3) % ADAPTERS], i % 6 ? 0 : -0.5f};
         q->members = c->members[i];
         q->member_count = 2;
-        q->set_key = (uint64_t)(i % ADAPTERS) + (i % 6 ? 1 : 101);
+        q->set_key.word[0] = (uint64_t)(i % ADAPTERS) + (i % 6 ? 1 : 101);
     }
 }
 
@@ -234,7 +195,7 @@ static void test_batch_invariance(void **state)
 static void test_equal_keys_of_unequal_sets(void **state)
 {
     (void)state;
-    struct rig rig = rig_open((struct engine_config){0});
+    struct rig rig = rig_open((struct engine_config){.no_prefix_cache = true});
     struct lr_adapter adapter[ADAPTERS];
     struct lr_member member[2] = {{&adapter[0], 1}, {&adapter[1], 1}};
     struct engine_request r[2] = {request_of(40), request_of(40)};
@@ -243,7 +204,7 @@ static void test_equal_keys_of_unequal_sets(void **state)
     for (int i = 0; i < 2; i++) {
         r[i].members = &member[i];
         r[i].member_count = 1;
-        r[i].set_key = 7;
+        r[i].set_key.word[0] = 7;
         want[i] = answer_of(rig.engine, &r[i]);
     }
     for (int i = 0; i < 2; i++) {
@@ -273,7 +234,7 @@ static void test_adapters_change_the_answer(void **state)
     struct lr_member member = {&adapter[0], 1};
     r.members = &member;
     r.member_count = 1;
-    r.set_key = 7;
+    r.set_key.word[0] = 7;
     struct answer *adapted = answer_of(rig.engine, &r);
     member.weight = 0; /* exactly the base */
     struct answer *zero = answer_of(rig.engine, &r);
@@ -301,7 +262,7 @@ static void test_overflow_ends_its_sequence_only(void **state)
     struct lr_member member = {&broken, 1};
     bad.members = &member;
     bad.member_count = 1;
-    bad.set_key = 1;
+    bad.set_key.word[0] = 1;
     struct answer *want = answer_of(rig.engine, &good);
     struct answer *got = answer_new(rig.engine), *failed = answer_new(rig.engine);
     assert_int_equal(answer_ask(got, &good, NULL), ST_OK);
@@ -668,7 +629,7 @@ static void test_real_model(void **state)
 {
     (void)state;
     if (!test_model_present()) skip();
-    struct rig rig = {.device = device_make(CPU_LEVEL_BEST, 2), .path = test_model_path()};
+    struct rig rig = {.device = rig_device(CPU_LEVEL_BEST, 2), .path = test_model_path()};
     struct engine_config config = {.model_path = rig.path.text, .device = rig.device,
                                    .kv_bytes = 64 << 20};
     assert_int_equal(engine_open(&config, &rig.engine, NULL), ST_OK);

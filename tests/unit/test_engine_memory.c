@@ -94,11 +94,12 @@ static enum status sequence_attempt(void *ctx)
 
 static enum status scheduler_attempt(void *ctx)
 {
+    static const int32_t zeros[40];
     (void)ctx;
-    struct scheduler_config c = {2, 2, 4, 10};
+    struct scheduler_config c = {2, 2, 4, 10, true};
     struct scheduler *s = scheduler_new(&c);
     if (!s) return ST_NOMEM;
-    struct sched_seq q = {.prompt_count = 40, .tokens_max = 50};
+    struct sched_seq q = {.prompt = zeros, .prompt_count = 40, .tokens_max = 50};
     enum status st = scheduler_add(s, &q);
     if (!st && !scheduler_admit(s)) st = ST_NOMEM; /* it waits, and is asked again */
     scheduler_remove(s, &q);

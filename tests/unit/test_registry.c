@@ -113,7 +113,7 @@ static void put_then_lease(void **state)
     const struct adapter_view *v = lease_view(l);
     assert_string_equal(v->name, "a");
     assert_string_equal(v->version, result.version);
-    assert_true(v->key != 0);
+    assert_false(key128_equal(v->key, (struct key128){{0}}));
     assert_int_equal(v->lr.layers, 2);
     assert_int_equal(v->lr.width, 2 * 3);
     assert_non_null(v->lr.sites[PROJ_COUNT + PROJ_V]);
@@ -172,7 +172,7 @@ static void a_lease_outlives_replacement(void **state)
     assert_int_equal(lease_view(old)->lr.sites[PROJ_Q]->rank, 2);
     assert_int_equal(lease_view(new)->lr.sites[PROJ_Q]->rank, 3);
     assert_ptr_equal(lease_view(named), lease_view(old));
-    assert_true(lease_view(old)->key != lease_view(new)->key);
+    assert_false(key128_equal(lease_view(old)->key, lease_view(new)->key));
     lease_release(named);
     lease_release(old);
     lease_release(new);
@@ -191,18 +191,18 @@ static void keys_tell_tenant_name_and_version_apart(void **state)
 {
     struct fixture *f = *state;
     static const char *const who[][2] = {{"t", "ab"}, {"ta", "b"}, {"t", "b"}, {"", "tab"}};
-    uint64_t keys[4];
+    struct key128 keys[4];
     for (int i = 0; i < 4; i++) {
         put(f, who[i][0], who[i][1], 2, 1);
         struct lease *l = lease(f, who[i][0], who[i][1], NULL);
         keys[i] = lease_view(l)->key;
         lease_release(l);
-        for (int j = 0; j < i; j++) assert_true(keys[i] != keys[j]);
+        for (int j = 0; j < i; j++) assert_false(key128_equal(keys[i], keys[j]));
     }
     close_registry(f);
     open_registry(f);
     struct lease *l = lease(f, "t", "b", NULL);
-    assert_true(lease_view(l)->key == keys[2]);
+    assert_true(key128_equal(lease_view(l)->key, keys[2]));
     lease_release(l);
 }
 

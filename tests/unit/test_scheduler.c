@@ -8,7 +8,7 @@
 
 static struct scheduler *scheduler_make(int running_max, int waiting_max, int prefill_rows, int pages)
 {
-    struct scheduler_config c = {running_max, waiting_max, prefill_rows, pages};
+    struct scheduler_config c = {running_max, waiting_max, prefill_rows, pages, false};
     struct scheduler *s = scheduler_new(&c);
     assert_non_null(s);
     return s;
@@ -177,7 +177,7 @@ static void step_check(struct world *w, const struct step_entry *e, int n)
             assert_true(q->done <= q->prompt_count);
             prompt_rows += e[i].rows;
         }
-        if (i > 0) assert_true(e[i - 1].seq->set_key <= q->set_key);
+        if (i > 0) assert_true(key128_compare(e[i - 1].seq->space.set, q->space.set) <= 0);
     }
     for (int i = 0; i < POOL; i++) {
         if (!w->known[i] || !w->q[i].running) continue;
@@ -203,7 +203,7 @@ static void random_call(struct world *w, struct test_random *r)
     if (!w->known[i]) {
         w->q[i] = seq_of(1 + (int)random_below(r, 60), (int)random_below(r, 40));
         w->q[i].priority = (int)random_below(r, 3);
-        w->q[i].set_key = random_below(r, 3);
+        w->q[i].space.set.word[0] = random_below(r, 3);
         w->expected_done[i] = 0;
         w->known[i] = scheduler_add(w->s, &w->q[i]) == ST_OK;
     } else if (random_below(r, 30) == 0) {
