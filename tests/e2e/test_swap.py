@@ -11,7 +11,7 @@ FIXTURE_NAMES = ["lora_gqa_tied", "lora_rslora", "moe_topk", "moe_raw", "moe_den
 NAMES = ["alpha", "beta", "gamma", "delta"]
 STREAMS = 16
 REQUESTS = 12  # of each stream
-PROMPT = [1, 300, 17, 401, 88, 259, 260]
+PROMPT = [1, 300, 17, 401, 88, 259, 260] * 6  # long enough for pages of KV to be shared
 TOKENS = 150
 
 
