@@ -15,10 +15,10 @@
  *
  *     a_i = silu(W'_gate x + s B_i A_i x) * (W'_up x + s B_i A_i x)    each with its own site's s, B, A
  *     a   = silu(W'_gate x) * (W'_up x)
- *     h   = a + weight sum_i g_i (a_i - a)                             what gate and up give
+ *     h   = a + weight (sum_i g_i a_i - a)                             what gate and up give
  *     y   = W'_down h + weight sum_i g_i s B_i (A_i a_i)
  *
- * which for a set of one, weight 1 and gates that sum to 1 is MixLoRA's own sum_i g_i expert_i(x). So the
+ * which for a set of one with weight 1 is MixLoRA's own sum_i g_i expert_i(x), whatever the gates sum to. So the
  * other members of a set act as if they were merged into W, and several FFN-routed members add up.
  *
  * Sites are packed by the backend at load time and immutable afterwards, so any number of steps
@@ -43,8 +43,8 @@ enum gate_rule {
     GATE_DENSE,         /* g = p */
     GATE_TOPK,          /* p_i / (sum of the k largest) on the k largest */
     GATE_TOPK_RAW,      /* p_i on the k largest */
-    GATE_TOP_P,         /* p_i / (their sum) on the fewest of the largest whose sum is above top_p, or on all
-                           (MixLoRA's dynamic routing) */
+    GATE_TOP_P,         /* with q = softmax(u) / temperature: q_i on the fewest of the largest whose sum is above
+                           top_p, or on all (MixLoRA's dynamic routing; these need not sum to 1) */
     GATE_THRESHOLD,     /* p_i / (their sum) where p_i >= threshold */
     GATE_ADA_THRESHOLD, /* p_i - tau over the sum of those where it is above 0, tau =
                            threshold sigmoid(threshold_row . x + threshold_bias) (AdaMoLE, arXiv 2405.00361)

@@ -38,12 +38,12 @@ static int choose_top(const struct lr_site *s, const float *logits, int32_t *cho
 }
 
 /* The softmax over the listed logits alone: for a choice of experts that is their p, renormalised. */
-static void softmax(const struct lr_site *s, const float *logits, int count, const int32_t *of, float *p)
+static void softmax(float temperature, const float *logits, int count, const int32_t *of, float *p)
 {
     float max = -INFINITY, total = 0;
     for (int j = 0; j < count; j++) max = fmaxf(max, logits[of[j]]);
     for (int j = 0; j < count; j++) {
-        p[j] = expf((logits[of[j]] - max) / s->temperature);
+        p[j] = expf((logits[of[j]] - max) / temperature);
         total += p[j];
     }
     for (int j = 0; j < count; j++) p[j] /= total;
@@ -53,7 +53,7 @@ static void softmax(const struct lr_site *s, const float *logits, int count, con
 static int softmax_all(const struct lr_site *s, const float *logits, int32_t *chosen, float *p)
 {
     int count = choose_all(s, chosen);
-    softmax(s, logits, count, chosen, p);
+    softmax(s->temperature, logits, count, chosen, p);
     return count;
 }
 
@@ -82,6 +82,17 @@ static int route_adaptive(const struct lr_site *s, const float *logits, int32_t 
     return count;
 }
 
+/* MixLoRA's dynamic routing, whose temperature divides the probabilities and not the logits. */
+static int route_top_p(const struct lr_site *s, const float *logits, int32_t *chosen, float *gate)
+{
+    float q[LR_EXPERTS_MAX];
+    softmax(1, logits, choose_all(s, chosen), chosen, q);
+    for (int i = 0; i < s->experts; i++) q[i] /= s->temperature;
+    int count = choose_highest(s, logits, s->experts, q, s->top_p, chosen);
+    for (int j = 0; j < count; j++) gate[j] = q[chosen[j]];
+    return count;
+}
+
 int route_gates(const struct lr_site *s, const float *logits, int32_t *chosen, float *gate)
 {
     float p[LR_EXPERTS_MAX];
@@ -90,22 +101,18 @@ int route_gates(const struct lr_site *s, const float *logits, int32_t *chosen, f
     case GATE_DENSE: return softmax_all(s, logits, chosen, gate);
     case GATE_TOPK:
         count = choose_top(s, logits, chosen);
-        softmax(s, logits, count, chosen, gate);
+        softmax(s->temperature, logits, count, chosen, gate);
         return count;
     case GATE_TOPK_RAW:
         softmax_all(s, logits, chosen, p);
         count = choose_top(s, logits, chosen);
         for (int j = 0; j < count; j++) gate[j] = p[chosen[j]];
         return count;
-    case GATE_TOP_P:
-        softmax_all(s, logits, chosen, p);
-        count = choose_highest(s, logits, s->experts, p, s->top_p, chosen);
-        softmax(s, logits, count, chosen, gate);
-        return count;
+    case GATE_TOP_P: return route_top_p(s, logits, chosen, gate);
     case GATE_THRESHOLD:
         softmax_all(s, logits, chosen, p);
         count = choose_above(s, p, chosen);
-        softmax(s, logits, count, chosen, gate);
+        softmax(s->temperature, logits, count, chosen, gate);
         return count;
     case GATE_ADA_THRESHOLD: return route_adaptive(s, logits, chosen, gate);
     default: /* GATE_NONE */

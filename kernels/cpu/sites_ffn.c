@@ -135,8 +135,7 @@ void ffn_mix(const struct group *g, const struct lr_segment *segment, int row, s
     for (int m = 0; m < segment->member_count; m++) {
         if (!ffn_router(g, &segment->members[m])) continue;
         struct kept kept = kept_of(g, segment, m, row);
-        int count = lr_record_count(&kept.chosen);
-        for (int j = 0; j < count; j++) rest -= kept.gate[j];
+        if (lr_record_count(&kept.chosen) > 0) rest -= segment->members[m].weight;
     }
     for (size_t c = 0; c < cols; c++) y[c] *= rest;
     for (int m = 0; m < segment->member_count; m++) {

@@ -233,14 +233,13 @@ static bool chosen(const struct test_site_shape *shape, const double *u, const d
     return yes;
 }
 
-/* Logits over the temperature, and the most that fp32 may be off. */
+/* Logits over the temperature, where it divides them, and the most that fp32 may be off. */
 static double site_logits(const struct test_site *s, const float *x, double *u)
 {
-    double error = 0, magnitude;
+    double error = 0, magnitude, t = s->shape.rule == GATE_TOP_P ? 1 : (double)s->shape.temperature;
     for (int i = 0; i < s->shape.experts; i++) {
-        u[i] = dot(s->router + (size_t)i * s->d_in, x, s->d_in, &magnitude) / (double)s->shape.temperature;
-        error =
-            fmax(error, magnitude * (double)FLT_EPSILON * (double)s->d_in / 4 / (double)s->shape.temperature);
+        u[i] = dot(s->router + (size_t)i * s->d_in, x, s->d_in, &magnitude) / t;
+        error = fmax(error, magnitude * (double)FLT_EPSILON * (double)s->d_in / 4 / t);
     }
     return error;
 }
@@ -268,11 +267,13 @@ void test_site_gates(const struct test_site *s, const float *x, double *gate, do
     double logit_error = site_logits(s, x, u), tau = site_threshold(s, x, &tau_error);
     for (int i = 0; i < count; i++) total += exp(u[i]);
     for (int i = 0; i < count; i++) p[i] = exp(u[i]) / total;
+    bool divided = shape->rule == GATE_TOP_P;
+    for (int i = 0; i < count && divided; i++) p[i] /= (double)shape->temperature;
 
     /* of a p: numerator and sum, and the rounding of sums of p */
     double p_error = 2 * logit_error + (double)(count + 8) * (double)FLT_EPSILON;
     bool adaptive = shape->rule == GATE_ADA_THRESHOLD;
-    bool whole = shape->rule == GATE_DENSE || shape->rule == GATE_TOPK_RAW;
+    bool whole = shape->rule == GATE_DENSE || shape->rule == GATE_TOPK_RAW || divided;
     total = 0;
     for (int i = 0; i < count; i++) {
         gate[i] = chosen(shape, u, p, tau, i, &margin) ? p[i] - (adaptive ? tau : 0) : 0;

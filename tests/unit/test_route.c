@@ -86,11 +86,11 @@ static void topk_raw_does_not(void **state)
 static void top_p_takes_the_fewest_that_pass(void **state)
 {
     (void)state;
-    expect(top_p_site(4, 0), octaves, 1, (int32_t[]){2}, (float[]){1});
-    expect(top_p_site(4, .4f), octaves, 1, (int32_t[]){2}, (float[]){1});
-    expect(top_p_site(4, .6f), octaves, 2, (int32_t[]){1, 2}, (float[]){1 / 3.0f, 2 / 3.0f});
+    expect(top_p_site(4, 0), octaves, 1, (int32_t[]){2}, (float[]){.5f});
+    expect(top_p_site(4, .4f), octaves, 1, (int32_t[]){2}, (float[]){.5f});
+    expect(top_p_site(4, .6f), octaves, 2, (int32_t[]){1, 2}, (float[]){.25f, .5f});
     /* the tie between 0 and 3 goes to 0 */
-    expect(top_p_site(4, .8f), octaves, 3, (int32_t[]){0, 1, 2}, (float[]){1 / 7.0f, 2 / 7.0f, 4 / 7.0f});
+    expect(top_p_site(4, .8f), octaves, 3, (int32_t[]){0, 1, 2}, (float[]){.125f, .25f, .5f});
     expect(top_p_site(4, .9f), octaves, 4, (int32_t[]){0, 1, 2, 3}, (float[]){.125f, .25f, .5f, .125f});
     /* no sum is above 1, so all are taken */
     expect(top_p_site(4, 1), octaves, 4, (int32_t[]){0, 1, 2, 3}, (float[]){.125f, .25f, .5f, .125f});
@@ -99,7 +99,12 @@ static void top_p_takes_the_fewest_that_pass(void **state)
     /* a sum that only meets top_p is not above it: two equal halves */
     static const float halves[2] = {7, 7};
     expect(top_p_site(2, .5f), halves, 2, (int32_t[]){0, 1}, (float[]){.5f, .5f});
-    expect(top_p_site(2, .49f), halves, 1, (int32_t[]){0}, (float[]){1});
+    expect(top_p_site(2, .49f), halves, 1, (int32_t[]){0}, (float[]){.5f});
+
+    /* the temperature divides what the softmax gives */
+    struct lr_site warm = top_p_site(4, .3f);
+    warm.temperature = 2;
+    expect(warm, octaves, 2, (int32_t[]){1, 2}, (float[]){.125f, .25f});
 }
 
 static void a_threshold_may_choose_any_number(void **state)

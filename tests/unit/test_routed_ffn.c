@@ -255,17 +255,19 @@ static bool oracle(const struct world *w, const struct set *set, int row, double
     for (size_t c = 0; c < w->inner; c++) h[c] = plain[c] = silu(gate[c]) * up[c];
     for (int m = 0; m < set->count; m++) {
         const struct ffn *f = set->ffn[m];
-        double g[LR_EXPERTS_MAX], error[LR_EXPERTS_MAX], a[INNER_MAX];
+        double g[LR_EXPERTS_MAX], error[LR_EXPERTS_MAX], a[INNER_MAX], weight = (double)set->member[m].weight;
+        bool any = false;
         if (f->kind->router.experts == 0) continue;
         test_site_gates(&f->router, x, g, error);
         for (int i = 0; i < f->kind->router.experts; i++) {
             sure = sure && error[i] < 1e-3;
             if (g[i] == 0) continue;
-            double share = (double)set->member[m].weight * g[i];
+            any = true;
             expert_activation(w, f, i, x, gate, up, a);
-            for (size_t c = 0; c < w->inner; c++) h[c] += share * (a[c] - plain[c]);
-            if (f->packed[PROJ_DOWN]) test_site_add_expert(&f->site[PROJ_DOWN], i, share, a, low_rank);
+            for (size_t c = 0; c < w->inner; c++) h[c] += weight * g[i] * a[c];
+            if (f->packed[PROJ_DOWN]) test_site_add_expert(&f->site[PROJ_DOWN], i, weight * g[i], a, low_rank);
         }
+        for (size_t c = 0; c < w->inner && any; c++) h[c] -= weight * plain[c];
     }
     float rounded[INNER_MAX];
     for (size_t c = 0; c < w->inner; c++) rounded[c] = (float)h[c];
