@@ -85,7 +85,7 @@ static void case_read(struct case_book *b, const cJSON *json, const struct safet
 }
 
 static void book_open(struct case_book *b, const char *model, const char *adapters, const char *answers,
-                      const char *prefix, struct device *device, enum dtype kv_type)
+                      struct device *device, enum dtype kv_type)
 {
     *b = (struct case_book){.adapter_folder = adapters};
     struct test_path file = test_path("models/%s.gguf", model), path = fixture_path(file.text);
@@ -101,12 +101,11 @@ static void book_open(struct case_book *b, const char *model, const char *adapte
     const cJSON *item;
     cJSON_ArrayForEach(item, json_get(json, "cases"))
     {
-        const char *of, *name;
+        const char *of;
         assert_int_equal(json_get_string(item, "model", &of, NULL), ST_OK);
-        assert_int_equal(json_get_string(item, "name", &name, NULL), ST_OK);
-        if (!strcmp(of, model) && !strncmp(name, prefix, strlen(prefix))) case_read(b, item, logits);
+        if (!strcmp(of, model)) case_read(b, item, logits);
     }
-    assert_true(b->case_count > 0 || *prefix);
+    assert_true(b->case_count > 0);
     cJSON_Delete(json);
     safetensors_free(logits);
     file_unmap(&tensors);
@@ -115,13 +114,12 @@ static void book_open(struct case_book *b, const char *model, const char *adapte
 
 void case_book_open(struct case_book *b, const char *model, struct device *device, enum dtype kv_type)
 {
-    book_open(b, model, "adapters", "logits", "", device, kv_type);
+    book_open(b, model, "adapters", "logits", device, kv_type);
 }
 
-void case_book_open_formats(struct case_book *b, const char *model, const char *prefix, struct device *device,
-                            enum dtype kv_type)
+void case_book_open_formats(struct case_book *b, const char *model, struct device *device, enum dtype kv_type)
 {
-    book_open(b, model, "formats", "formats", prefix, device, kv_type);
+    book_open(b, model, "formats", "formats", device, kv_type);
 }
 
 void case_book_close(struct case_book *b)

@@ -36,8 +36,8 @@ struct case_book {
 /* Opens models/MODEL.gguf, every case of that model in logits/, and every adapter they use, of adapters/.
  * Fails the running test where anything is missing. */
 void case_book_open(struct case_book *b, const char *model, struct device *device, enum dtype kv_type);
-/* The same of formats/, where both are, and only the cases whose name begins with `prefix`. */
-void case_book_open_formats(struct case_book *b, const char *model, const char *prefix, struct device *device,
+/* The same of formats/, where both are. */
+void case_book_open_formats(struct case_book *b, const char *model, struct device *device,
                             enum dtype kv_type);
 void case_book_close(struct case_book *b);
 
