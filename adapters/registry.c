@@ -5,10 +5,13 @@
 #include "base/log.h"
 #include "base/strbuf.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define BYTES_DEFAULT ((size_t)1 << 30)
 
@@ -56,6 +59,44 @@ struct named_adapter *registry_find(struct registry *r, const char *tenant, cons
     return found ? r->adapters[i] : NULL;
 }
 
+struct version *adapter_current(const struct named_adapter *a) { return a->versions[a->version_count - 1]; }
+
+/* Whether text is a head, of at least min digits, of the version's hash. */
+static bool version_has_head(const struct version *v, const char *text, size_t min)
+{
+    size_t n = strlen(text);
+    return n >= min && strncmp(v->record.hash, text, n) == 0;
+}
+
+enum status adapter_version(const struct named_adapter *a, const char *text, struct version **out)
+{
+    struct version *found = adapter_current(a);
+    size_t count = 1;
+    if (text && *text) {
+        count = 0;
+        for (size_t i = 0; i < a->version_count; i++) {
+            if (!version_has_head(a->versions[i], text, 1)) continue;
+            found = a->versions[i];
+            count++;
+        }
+    }
+    if (count != 1) return count ? ST_INVALID : ST_NOT_FOUND;
+    *out = found;
+    return ST_OK;
+}
+
+void version_error(struct registry *r, enum status st, const char *tenant, const char *name,
+                   const char *version, struct error *err)
+{
+    if (st == ST_INVALID)
+        error_set(err, st, "'%.64s' begins several versions of the adapter '%s': give more of its digits",
+                  version, name);
+    else if (registry_find(r, tenant, name))
+        error_set(err, st, "the adapter '%s' has no version '%.64s'", name, version);
+    else
+        error_set(err, st, "there is no adapter '%.140s'", name);
+}
+
 static void adapter_free(struct named_adapter *a)
 {
     if (!a) return;
@@ -80,7 +121,6 @@ static struct version *version_new(const char *tenant, const char *name, const s
     struct version *v = calloc(1, sizeof *v);
     if (!v) return NULL;
     v->record = *record;
-    v->listed = true;
     snprintf(v->view.name, sizeof v->view.name, "%s", name);
     memcpy(v->view.version, record->version, sizeof v->view.version);
     if (hash_key(tenant, name, record->hash, &v->view.key) == ST_OK) return v;
@@ -119,24 +159,56 @@ static struct version *version_by_hash(const struct named_adapter *a, const char
     return NULL;
 }
 
+/* Makes v the current version. */
+static void adapter_append(struct named_adapter *a, struct version *v)
+{
+    v->adapter = a;
+    a->versions[a->version_count++] = v;
+}
+
+/* The same for one of its versions. */
+static void adapter_make_current(struct named_adapter *a, struct version *v)
+{
+    size_t i = 0;
+    while (a->versions[i] != v) i++;
+    memmove(a->versions + i, a->versions + i + 1, (a->version_count - i - 1) * sizeof *a->versions);
+    a->versions[a->version_count - 1] = v;
+}
+
+/* How many versions the settings keep; 0: all. */
+static int keep_count(const struct registry *r, const struct adapter_settings *settings)
+{
+    return settings->keep_versions ? settings->keep_versions : r->config.keep_versions;
+}
+
+/* Forgets all but the last `keep` versions (0: none), as the store has done. */
+static void adapter_prune(struct registry *r, struct named_adapter *a, int keep)
+{
+    if (keep <= 0 || a->version_count <= (size_t)keep) return;
+    size_t count = a->version_count - (size_t)keep;
+    for (size_t i = 0; i < count; i++) version_unlist(r, a->versions[i]);
+    memmove(a->versions, a->versions + count, (size_t)keep * sizeof *a->versions);
+    a->version_count = (size_t)keep;
+}
+
 /* --- opening and closing --- */
 
 /* A row of the store, in order of tenants and names. */
-static enum status row_take(void *ctx, const char *tenant, const char *name,
-                            const struct version_record *record, bool current)
+static enum status row_take(void *ctx, const struct adapter_record *row, const struct version_record *record)
 {
     struct registry *r = ctx;
-    struct named_adapter *a = registry_find(r, tenant, name), *fresh = NULL;
-    struct version *v = version_new(tenant, name, record);
-    if (!a) a = fresh = adapter_new(tenant, name);
+    struct named_adapter *a = registry_find(r, row->tenant, row->name), *fresh = NULL;
+    struct version *v = version_new(row->tenant, row->name, record);
+    if (!a) a = fresh = adapter_new(row->tenant, row->name);
     if (!v || !a || !tables_reserve(r, a)) {
         free(v);
         adapter_free(fresh);
         return ST_NOMEM;
     }
     if (fresh) adapter_insert(r, a);
-    a->versions[a->version_count++] = v;
-    if (current || !a->current) a->current = v;
+    a->number = row->number;
+    a->settings = row->settings;
+    adapter_append(a, v);
     return ST_OK;
 }
 
@@ -144,7 +216,7 @@ static void warn_of_another_base(const struct registry *r)
 {
     size_t count = 0;
     for (size_t i = 0; i < r->adapter_count; i++)
-        count += strcmp(r->adapters[i]->current->record.base, r->config.base_fingerprint) != 0;
+        count += strcmp(adapter_current(r->adapters[i])->record.base, r->config.base_fingerprint) != 0;
     if (count)
         log_warn("%zu of %zu adapters were uploaded for another base model; one that does not fit is refused "
                  "when used",
@@ -245,16 +317,23 @@ struct put {
     struct packed_adapter *packed; /* owned until it is installed */
 };
 
-static enum status conflict(const struct put *p, const struct named_adapter *a, struct error *err)
+/* Compare-and-set: ST_OK where the adapter's current version (a NULL: none) is the expected one. The caller
+ * holds `lock`. */
+static enum status check_expected(const struct named_adapter *a, const char *name, const char *expected,
+                                  struct error *err)
 {
+    if (!expected) return ST_OK;
     if (!a)
-        return error_set(err, ST_CONFLICT, "there is no adapter '%s', but version '%.64s' was expected",
-                         p->name, p->expected);
-    if (!*p->expected)
-        return error_set(err, ST_CONFLICT, "the adapter '%s' exists already (version %s)", p->name,
-                         a->current->record.version);
-    return error_set(err, ST_CONFLICT, "the current version of '%s' is %s, not the expected '%.64s'", p->name,
-                     a->current->record.version, p->expected);
+        return *expected
+                   ? error_set(err, ST_CONFLICT, "there is no adapter '%s', but version '%.64s' was expected",
+                               name, expected)
+                   : ST_OK;
+    if (version_has_head(adapter_current(a), expected, ADAPTER_VERSION_HEX)) return ST_OK;
+    const char *version = adapter_current(a)->record.version;
+    if (!*expected)
+        return error_set(err, ST_CONFLICT, "the adapter '%s' exists already (version %s)", name, version);
+    return error_set(err, ST_CONFLICT, "the current version of '%s' is %s, not the expected '%.64s'", name,
+                     version, expected);
 }
 
 /* ST_OK with *unchanged where these bytes are current already, or where they may be published. */
@@ -262,10 +341,8 @@ static enum status put_check(const struct put *p, bool *unchanged, struct error 
 {
     pthread_mutex_lock(&p->registry->lock);
     struct named_adapter *a = registry_find(p->registry, p->tenant, p->name);
-    const char *current = a ? a->current->record.version : "";
-    enum status st = ST_OK;
-    *unchanged = a && strcmp(a->current->record.hash, p->record.hash) == 0;
-    if (!*unchanged && p->expected && strcmp(p->expected, current) != 0) st = conflict(p, a, err);
+    *unchanged = a && strcmp(adapter_current(a)->record.hash, p->record.hash) == 0;
+    enum status st = *unchanged ? ST_OK : check_expected(a, p->name, p->expected, err);
     pthread_mutex_unlock(&p->registry->lock);
     return st;
 }
@@ -279,9 +356,31 @@ static enum status put_identify(struct put *p, struct error *err)
     if (st) return error_set(err, st, "cannot hash the adapter");
     memcpy(v->version, v->hash, ADAPTER_VERSION_HEX);
     memcpy(v->base, p->registry->config.base_fingerprint, sizeof v->base);
-    v->created = (int64_t)time(NULL);
+    v->created = v->published = (int64_t)time(NULL);
+    v->source = VERSION_UPLOAD;
     v->bytes = p->files.config.size + p->files.tensors.size;
     return ST_OK;
+}
+
+/* What a put needs in memory, made before the disk changes, so that nothing can fail after. */
+struct put_place {
+    struct named_adapter *adapter, *fresh; /* fresh: owned, the adapter where it is new */
+    struct version *version, *made;        /* made: owned, the version where it is new */
+};
+
+static bool put_place_make(struct put *p, struct put_place *out)
+{
+    struct registry *r = p->registry;
+    struct put_place n = {0};
+    pthread_mutex_lock(&r->lock);
+    n.adapter = registry_find(r, p->tenant, p->name);
+    n.version = n.adapter ? version_by_hash(n.adapter, p->record.hash) : NULL;
+    if (!n.version) n.version = n.made = version_new(p->tenant, p->name, &p->record);
+    if (!n.adapter) n.adapter = n.fresh = adapter_new(p->tenant, p->name);
+    bool ready = n.adapter && n.version && tables_reserve(r, n.adapter);
+    pthread_mutex_unlock(&r->lock);
+    *out = n;
+    return ready;
 }
 
 /* Publishes on disk, then in memory, which cannot fail. The caller holds `publish`, so nobody else
@@ -289,34 +388,37 @@ static enum status put_identify(struct put *p, struct error *err)
 static enum status put_publish(struct put *p, struct put_result *result, struct error *err)
 {
     struct registry *r = p->registry;
-    enum status st = ST_NOMEM;
-    pthread_mutex_lock(&r->lock);
-    struct named_adapter *a = registry_find(r, p->tenant, p->name), *fresh = NULL;
-    struct version *old = a ? version_by_hash(a, p->record.hash) : NULL;
-    struct version *v = old ? old : version_new(p->tenant, p->name, &p->record);
-    if (!a) a = fresh = adapter_new(p->tenant, p->name);
-    bool ready = a && v && tables_reserve(r, a);
-    pthread_mutex_unlock(&r->lock);
-
-    if (ready)
-        st = store_publish(r->store, p->tenant, p->name, &p->record, p->files.config_path,
-                           p->files.tensors_path, err);
-    else
-        no_memory(err);
+    struct strbuf orphans = {0};
+    struct put_place n;
+    int64_t number;
+    bool ready = put_place_make(p, &n);
+    int keep = ready ? keep_count(r, &n.adapter->settings) : 0;
+    enum status st = ready ? store_publish(r->store, p->tenant, p->name, &p->record, p->files.config_path,
+                                           p->files.tensors_path, keep, &number, &orphans, err)
+                           : no_memory(err);
     if (st) {
-        if (!old) free(v);
-        adapter_free(fresh);
-        return st;
+        free(n.made);
+        adapter_free(n.fresh);
+        goto done;
     }
     pthread_mutex_lock(&r->lock);
-    if (fresh) adapter_insert(r, a);
-    if (!old) a->versions[a->version_count++] = v;
-    a->current = v;
-    version_install(r, v, p->packed);
+    if (n.fresh) adapter_insert(r, n.fresh);
+    n.adapter->number = number;
+    if (n.made)
+        adapter_append(n.adapter, n.made);
+    else
+        adapter_make_current(n.adapter, n.version);
+    n.version->record.published = p->record.published;
+    n.version->record.source = p->record.source;
+    adapter_prune(r, n.adapter, keep);
+    version_install(r, n.version, p->packed);
     p->packed = NULL;
     pthread_mutex_unlock(&r->lock);
-    result->created = fresh != NULL;
-    return ST_OK;
+    store_collect(r->store, &orphans);
+    result->created = n.fresh != NULL;
+done:
+    strbuf_release(&orphans);
+    return st;
 }
 
 static enum status put_run(struct put *p, struct upload *u, struct put_result *result, struct error *err)
@@ -356,26 +458,166 @@ enum status registry_put(struct registry *r, const char *tenant, const char *nam
     return st;
 }
 
-enum status registry_delete(struct registry *r, const char *tenant, const char *name, struct error *err)
+/* --- changes without new files --- */
+
+/* The version to go back to, as it will be recorded. */
+static enum status rollback_check(struct registry *r, const char *tenant, const char *name,
+                                  const char *version, const char *expected, struct version **target,
+                                  bool *unchanged, struct error *err)
 {
-    struct strbuf files = {0};
+    pthread_mutex_lock(&r->lock);
+    struct named_adapter *a = registry_find(r, tenant, name);
+    enum status st = a ? adapter_version(a, version, target) : ST_NOT_FOUND;
+    if (st)
+        version_error(r, st, tenant, name, version, err);
+    else if (!(*unchanged = *target == adapter_current(a)))
+        st = check_expected(a, name, expected, err);
+    pthread_mutex_unlock(&r->lock);
+    return st;
+}
+
+enum status registry_rollback(struct registry *r, const char *tenant, const char *name, const char *version,
+                              const char *expected_version, struct put_result *out, struct error *err)
+{
+    struct put_result result = {0};
+    struct version *v; /* stays listed while `publish` is held */
     pthread_mutex_lock(&r->publish);
-    enum status st = store_delete(r->store, tenant, name, &files, err);
-    if (!st) {
-        bool found;
-        pthread_mutex_lock(&r->lock);
-        size_t i = adapter_index(r, tenant, name, &found);
-        if (found) adapter_remove(r, i);
-        pthread_mutex_unlock(&r->lock);
-        /* Only now: as long as a lease finds the name, it must find the files. */
-        store_collect(r->store, &files);
+    enum status st = rollback_check(r, tenant, name, version, expected_version, &v, &result.unchanged, err);
+    if (!st) memcpy(result.version, v->record.version, sizeof result.version);
+    if (!st && !result.unchanged) {
+        struct version_record record = v->record;
+        record.published = (int64_t)time(NULL);
+        record.source = VERSION_ROLLBACK;
+        st = store_make_current(r->store, tenant, name, &record, err);
+        if (!st) {
+            pthread_mutex_lock(&r->lock);
+            adapter_make_current(v->adapter, v);
+            v->record.published = record.published;
+            v->record.source = record.source;
+            budget_keep(r); /* where the adapter is pinned, its former version is no more */
+            pthread_mutex_unlock(&r->lock);
+        }
     }
     pthread_mutex_unlock(&r->publish);
-    strbuf_release(&files);
+    if (!st) *out = result;
+    return st;
+}
+
+/* An adapter's settings with a change made to them. */
+static enum status change_make(struct registry *r, const char *tenant, const char *name,
+                               const struct adapter_change *change, struct adapter_settings *out,
+                               struct error *err)
+{
+    pthread_mutex_lock(&r->lock);
+    const struct named_adapter *a = registry_find(r, tenant, name);
+    if (a) *out = a->settings;
+    pthread_mutex_unlock(&r->lock);
+    if (!a) return error_set(err, ST_NOT_FOUND, "there is no adapter '%.140s'", name);
+    if (change->description && strlen(change->description) > ADAPTER_DESCRIPTION_MAX)
+        return error_set(err, ST_INVALID, "'description' may have at most %d bytes", ADAPTER_DESCRIPTION_MAX);
+    if (change->description) snprintf(out->description, sizeof out->description, "%s", change->description);
+    if (change->pinned) out->pinned = *change->pinned;
+    if (change->keep_versions) out->keep_versions = *change->keep_versions;
+    return ST_OK;
+}
+
+enum status registry_change(struct registry *r, const char *tenant, const char *name,
+                            const struct adapter_change *change, struct error *err)
+{
+    struct adapter_settings settings;
+    struct strbuf orphans = {0};
+    pthread_mutex_lock(&r->publish);
+    enum status st = change_make(r, tenant, name, change, &settings, err);
+    int keep = st || !change->keep_versions ? 0 : keep_count(r, &settings);
+    if (!st) st = store_set(r->store, tenant, name, &settings, keep, &orphans, err);
+    if (!st) {
+        pthread_mutex_lock(&r->lock);
+        struct named_adapter *a = registry_find(r, tenant, name);
+        a->settings = settings;
+        adapter_prune(r, a, keep);
+        budget_keep(r);
+        pthread_mutex_unlock(&r->lock);
+        store_collect(r->store, &orphans);
+    }
+    pthread_mutex_unlock(&r->publish);
+    strbuf_release(&orphans);
+    return st;
+}
+
+enum status registry_delete(struct registry *r, const char *tenant, const char *name,
+                            const char *expected_version, struct error *err)
+{
+    struct strbuf orphans = {0};
+    bool found;
+    pthread_mutex_lock(&r->publish);
+    pthread_mutex_lock(&r->lock);
+    size_t i = adapter_index(r, tenant, name, &found); /* only who holds `publish` moves it */
+    enum status st = found ? check_expected(r->adapters[i], name, expected_version, err)
+                           : error_set(err, ST_NOT_FOUND, "there is no adapter '%.140s'", name);
+    pthread_mutex_unlock(&r->lock);
+    if (!st) st = store_delete(r->store, tenant, name, &orphans, err);
+    if (!st) {
+        pthread_mutex_lock(&r->lock);
+        adapter_remove(r, i);
+        pthread_mutex_unlock(&r->lock);
+        /* Only now: as long as a lease finds the name, it must find the files. */
+        store_collect(r->store, &orphans);
+    }
+    pthread_mutex_unlock(&r->publish);
+    strbuf_release(&orphans);
+    return st;
+}
+
+/* --- files --- */
+
+static enum status blob_open(struct registry *r, const char *hash, int *fd_out, struct error *err)
+{
+    char *path = store_blob_path(r->store, hash);
+    if (!path) return no_memory(err);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    enum status st = fd < 0 ? file_error(err, "open", path) : ST_OK;
+    free(path);
+    if (!st) *fd_out = fd;
+    return st;
+}
+
+enum status registry_open_files(struct registry *r, const char *tenant, const char *name, const char *version,
+                                struct version_files *out, struct error *err)
+{
+    struct version_files f = {.config_fd = -1, .tensors_fd = -1};
+    struct version *v;
+    pthread_mutex_lock(&r->publish); /* nobody removes the files meanwhile */
+    pthread_mutex_lock(&r->lock);
+    struct named_adapter *a = registry_find(r, tenant, name);
+    enum status st = a ? adapter_version(a, version, &v) : ST_NOT_FOUND;
+    if (st)
+        version_error(r, st, tenant, name, version, err);
+    else
+        f.record = v->record;
+    pthread_mutex_unlock(&r->lock);
+    if (!st) st = blob_open(r, f.record.config_blob, &f.config_fd, err);
+    if (!st) st = blob_open(r, f.record.tensors_blob, &f.tensors_fd, err);
+    pthread_mutex_unlock(&r->publish);
+    if (st && f.config_fd >= 0) close(f.config_fd);
+    if (!st) *out = f;
     return st;
 }
 
 /* --- answers --- */
+
+enum status registry_name(struct registry *r, const char *tenant, int64_t number,
+                          char out[ADAPTER_NAME_MAX + 1])
+{
+    bool found = false;
+    pthread_mutex_lock(&r->lock);
+    for (size_t i = 0; i < r->adapter_count && !found; i++) {
+        const struct named_adapter *a = r->adapters[i];
+        found = a->number == number && strcmp(a->tenant, tenant) == 0;
+        if (found) memcpy(out, a->name, sizeof a->name);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return found ? ST_OK : ST_NOT_FOUND;
+}
 
 void adapter_info_release(struct adapter_info *i)
 {
@@ -386,30 +628,18 @@ void adapter_info_release(struct adapter_info *i)
 
 static enum status info_fill(const struct named_adapter *a, struct adapter_info *out)
 {
-    const struct version_record *c = &a->current->record;
     struct adapter_info info = {
-        .rank = c->rank,
-        .experts = c->experts,
-        .top_k = c->top_k,
-        .sites = c->sites,
-        .parameters = c->parameters,
+        .number = a->number,
+        .settings = a->settings,
         .version_count = (int)a->version_count,
         .versions = calloc(a->version_count, sizeof *info.versions),
     };
     if (!info.versions) return ST_NOMEM;
     memcpy(info.name, a->name, sizeof info.name);
-    memcpy(info.format, c->format, sizeof info.format);
-    memcpy(info.targets, c->targets, sizeof info.targets);
     for (size_t i = 0; i < a->version_count; i++) {
         const struct version *v = a->versions[a->version_count - 1 - i];
-        struct version_info *vi = &info.versions[i];
-        memcpy(vi->version, v->record.version, sizeof vi->version);
-        memcpy(vi->hash, v->record.hash, sizeof vi->hash);
-        vi->created = v->record.created;
-        vi->bytes = v->record.bytes;
-        vi->current = v == a->current;
-        vi->resident = v->packed;
-        vi->leases = v->leases;
+        info.versions[i] =
+            (struct version_info){v->record, .current = i == 0, .resident = v->packed, .leases = v->leases};
     }
     *out = info;
     return ST_OK;

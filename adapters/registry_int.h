@@ -11,11 +11,11 @@
 
 /* Lives until no adapter lists it and nobody holds it. */
 struct version {
-    struct version_record record;  /* immutable */
+    struct version_record record;  /* immutable, but for `published` and `source`, under `lock` */
     struct adapter_view view;      /* immutable while anybody holds the version */
     struct packed_adapter *packed; /* NULL: not resident */
     bool loading;                  /* somebody is reading and packing it */
-    bool listed;                   /* by its adapter: not deleted */
+    struct named_adapter *adapter; /* that lists it; NULL: deleted */
     int holds;                     /* leases, and calls that load it or wait for it */
     int leases;
     struct version *more_recent, *less_recent; /* in use, among the resident */
@@ -24,16 +24,18 @@ struct version {
 struct named_adapter {
     char *tenant;
     char name[ADAPTER_NAME_MAX + 1];
-    struct version **versions; /* oldest first */
-    size_t version_count;
-    struct version *current; /* one of them */
+    int64_t number;
+    struct adapter_settings settings;
+    struct version **versions; /* in the order in which they were made current */
+    size_t version_count;      /* at least one, once the adapter is in the table */
 };
 
 struct registry {
     struct registry_config config;
     struct store *store;
 
-    /* Held by one put or delete at a time from its last check to the end; taken before `lock`. */
+    /* Held by one put, rollback, change or delete at a time from its last check to the end; taken before
+     * `lock`. */
     pthread_mutex_t publish;
 
     /* Guards all that follows. Never held over a disk access, a wait or packing. */
@@ -56,6 +58,13 @@ struct registry {
 
 /* NULL where there is none. */
 struct named_adapter *registry_find(struct registry *r, const char *tenant, const char *name);
+struct version *adapter_current(const struct named_adapter *a);
+/* The sentence for a failure to find what was named. */
+void version_error(struct registry *r, enum status st, const char *tenant, const char *name,
+                   const char *version, struct error *err);
+/* The version that `text` names: "" or NULL the current one, else the head of its hash. ST_NOT_FOUND;
+ * ST_INVALID where it is the head of several. */
+NODISCARD enum status adapter_version(const struct named_adapter *a, const char *text, struct version **out);
 
 /* --- residency.c --- */
 
@@ -70,6 +79,8 @@ NODISCARD enum status registry_pack(struct registry *r, const struct file_map *c
 /* The caller holds `lock` in the following. Makes a version resident with `packed`, which is
  * moved, unless it already is; then evicts over the budget. */
 void version_install(struct registry *r, struct version *v, struct packed_adapter *packed);
+/* Evicts what is over the budget. */
+void budget_keep(struct registry *r);
 /* Its adapter lists it no more. Frees it once nobody holds it. */
 void version_unlist(struct registry *r, struct version *v);
 /* Puts packed weights (NULL is fine) on the janitor's list. */

@@ -84,12 +84,17 @@ static void version_evict(struct registry *r, struct version *v)
     v->view.lr = (struct lr_adapter){0};
 }
 
-static void budget_keep(struct registry *r)
+static bool version_pinned(const struct version *v)
+{
+    return v->adapter && v->adapter->settings.pinned && v == adapter_current(v->adapter);
+}
+
+void budget_keep(struct registry *r)
 {
     struct version *v = r->least_recent;
     while (v && r->resident_bytes > r->config.resident_bytes) {
         struct version *next = v->more_recent;
-        if (v->holds == 0) {
+        if (v->holds == 0 && !version_pinned(v)) {
             version_evict(r, v);
             r->evictions++;
         }
@@ -114,14 +119,14 @@ void version_install(struct registry *r, struct version *v, struct packed_adapte
 
 static void version_collect(struct registry *r, struct version *v)
 {
-    if (v->holds || v->listed) return;
+    if (v->holds || v->adapter) return;
     version_evict(r, v);
     free(v);
 }
 
 void version_unlist(struct registry *r, struct version *v)
 {
-    v->listed = false;
+    v->adapter = NULL;
     version_collect(r, v);
 }
 
@@ -184,7 +189,7 @@ static enum status version_load(struct registry *r, const struct version *v, str
                                 struct error *err)
 {
     struct file_map config = {0}, tensors = {0};
-    struct version_record info = v->record;
+    struct version_record info; /* known already */
     enum status st = blob_map(r, v->record.config_blob, &config, err);
     if (!st) st = blob_map(r, v->record.tensors_blob, &tensors, err);
     if (!st) st = registry_pack(r, &config, &tensors, &info, out, err);
@@ -210,7 +215,8 @@ static enum status version_make_resident(struct registry *r, struct version *v, 
         pthread_mutex_lock(&r->lock);
         v->loading = false;
         if (!st) version_install(r, v, packed);
-        if (st && !v->listed) st = error_set(err, ST_NOT_FOUND, "the adapter '%s' was deleted", v->view.name);
+        if (st && !v->adapter)
+            st = error_set(err, ST_NOT_FOUND, "the adapter '%s' was deleted", v->view.name);
         pthread_cond_broadcast(&r->loaded);
     }
     return st;
@@ -218,14 +224,11 @@ static enum status version_make_resident(struct registry *r, struct version *v, 
 
 /* --- leases --- */
 
-static struct version *version_find(struct registry *r, const char *tenant, const char *name,
-                                    const char *version)
+static enum status version_find(struct registry *r, const char *tenant, const char *name, const char *version,
+                                struct version **out)
 {
     struct named_adapter *a = registry_find(r, tenant, name);
-    if (!a || !version || !*version) return a ? a->current : NULL;
-    for (size_t i = a->version_count; i-- > 0;)
-        if (strcmp(a->versions[i]->record.version, version) == 0) return a->versions[i];
-    return NULL;
+    return a ? adapter_version(a, version, out) : ST_NOT_FOUND;
 }
 
 static struct lease *lease_new(struct registry *r, struct version *v)
@@ -245,10 +248,12 @@ enum status registry_try_lease(struct registry *r, const char *tenant, const cha
                                struct lease **out)
 {
     pthread_mutex_lock(&r->lock);
-    struct version *v = version_find(r, tenant, name, version);
-    struct lease *l = v && v->packed ? lease_new(r, v) : NULL;
-    enum status st = !v ? ST_NOT_FOUND : !v->packed ? ST_BUSY : !l ? ST_NOMEM : ST_OK;
-    if (l) *out = l;
+    struct version *v;
+    struct lease *l = NULL;
+    enum status st = version_find(r, tenant, name, version, &v);
+    if (!st && !v->packed) st = ST_BUSY;
+    if (!st && !(l = lease_new(r, v))) st = ST_NOMEM;
+    if (!st) *out = l;
     pthread_mutex_unlock(&r->lock);
     return st;
 }
@@ -256,13 +261,11 @@ enum status registry_try_lease(struct registry *r, const char *tenant, const cha
 enum status registry_lease(struct registry *r, const char *tenant, const char *name, const char *version,
                            struct lease **out, struct error *err)
 {
-    enum status st;
+    struct version *v;
     pthread_mutex_lock(&r->lock);
-    struct version *v = version_find(r, tenant, name, version);
-    if (!v) {
-        st = version && *version
-                 ? error_set(err, ST_NOT_FOUND, "the adapter '%s' has no version '%.64s'", name, version)
-                 : error_set(err, ST_NOT_FOUND, "there is no adapter '%s'", name);
+    enum status st = version_find(r, tenant, name, version, &v);
+    if (st) {
+        version_error(r, st, tenant, name, version, err);
         goto done;
     }
     v->holds++;

@@ -17,9 +17,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define SCHEMA_VERSION 1
-
-static const char schema[] =
+/* What makes each version of the schema from the one before; each sets user_version and is a transaction of
+ * its own. */
+static const char *const migrations[] = {
     "BEGIN IMMEDIATE;"
     "CREATE TABLE adapter (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, name TEXT NOT NULL,"
     " current TEXT NOT NULL, UNIQUE (tenant, name));"
@@ -33,29 +33,53 @@ static const char schema[] =
     "CREATE INDEX version_config ON version (config_blob);"
     "CREATE INDEX version_tensors ON version (tensors_blob);"
     "PRAGMA user_version = 1;"
-    "COMMIT";
+    "COMMIT",
+    /* The order of publication replaces the name of the current version. */
+    "BEGIN IMMEDIATE;"
+    "ALTER TABLE adapter ADD COLUMN description TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE adapter ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE adapter ADD COLUMN keep_versions INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE version ADD COLUMN serial INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE version ADD COLUMN published INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE version ADD COLUMN source INTEGER NOT NULL DEFAULT 0;"
+    "UPDATE version SET serial = id, published = created;"
+    "UPDATE version SET serial = (SELECT max(id) + 1 FROM version) WHERE version ="
+    " (SELECT current FROM adapter WHERE id = version.adapter);"
+    "ALTER TABLE adapter DROP COLUMN current;"
+    "PRAGMA user_version = 2;"
+    "COMMIT",
+};
+#define SCHEMA_VERSION (int)(sizeof migrations / sizeof *migrations)
 
-/* name, text */
-#define STATEMENT_TABLE(X)                                                                                   \
-    X(BEGIN, "BEGIN IMMEDIATE")                                                                              \
-    X(COMMIT, "COMMIT")                                                                                      \
-    X(ROLLBACK, "ROLLBACK")                                                                                  \
-    X(VISIT, "SELECT a.tenant, a.name, a.current = v.version, v.version, v.hash, v.config_blob,"             \
-             " v.tensors_blob, v.base, v.created, v.bytes, v.format, v.targets, v.rank, v.experts, v.top_k," \
-             " v.sites, v.parameters FROM version v JOIN adapter a ON a.id = v.adapter"                      \
-             " ORDER BY a.tenant, a.name, v.id")                                                             \
-    X(ADAPTER_ADD, "INSERT INTO adapter (tenant, name, current) VALUES (?1, ?2, '')"                         \
-                   " ON CONFLICT (tenant, name) DO NOTHING")                                                 \
-    X(VERSION_ADD, "INSERT INTO version (adapter, version, hash, config_blob, tensors_blob, base, created,"  \
-                   " bytes, format, targets, rank, experts, top_k, sites, parameters)"                       \
-                   " SELECT id, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16"               \
-                   " FROM adapter WHERE tenant = ?1 AND name = ?2"                                           \
-                   " ON CONFLICT (adapter, hash) DO NOTHING")                                                \
-    X(CURRENT_SET, "UPDATE adapter SET current = ?3 WHERE tenant = ?1 AND name = ?2")                        \
-    X(BLOBS_OF, "SELECT config_blob, tensors_blob FROM version WHERE adapter ="                              \
-                " (SELECT id FROM adapter WHERE tenant = ?1 AND name = ?2)")                                 \
-    X(ADAPTER_REMOVE, "DELETE FROM adapter WHERE tenant = ?1 AND name = ?2")                                 \
-    X(BLOB_NAMED, "SELECT 1 FROM version WHERE config_blob = ?1 UNION ALL"                                   \
+/* name, text. Where there are several, parameter 1 is the tenant and 2 the name. */
+#define ADAPTER_ID "(SELECT id FROM adapter WHERE tenant = ?1 AND name = ?2)"
+#define STATEMENT_TABLE(X)                                                                                  \
+    X(BEGIN, "BEGIN IMMEDIATE")                                                                             \
+    X(COMMIT, "COMMIT")                                                                                     \
+    X(ROLLBACK, "ROLLBACK")                                                                                 \
+    X(VISIT, "SELECT a.tenant, a.name, a.id, a.description, a.pinned, a.keep_versions, v.version, v.hash,"  \
+             " v.config_blob, v.tensors_blob, v.base, v.created, v.published, v.source, v.bytes, v.format," \
+             " v.targets, v.rank, v.experts, v.top_k, v.sites, v.parameters"                                \
+             " FROM version v JOIN adapter a ON a.id = v.adapter ORDER BY a.tenant, a.name, v.serial")      \
+    X(ADAPTER_ADD, "INSERT INTO adapter (tenant, name) VALUES (?1, ?2)"                                     \
+                   " ON CONFLICT (tenant, name) DO UPDATE SET name = name RETURNING id")                    \
+    X(VERSION_ADD, "INSERT INTO version (adapter, version, hash, config_blob, tensors_blob, base, created," \
+                   " bytes, format, targets, rank, experts, top_k, sites, parameters)"                      \
+                   " SELECT id, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16"              \
+                   " FROM adapter WHERE tenant = ?1 AND name = ?2"                                          \
+                   " ON CONFLICT (adapter, hash) DO NOTHING")                                               \
+    X(MAKE_CURRENT, "UPDATE version SET published = ?4, source = ?5,"                                       \
+                    " serial = (SELECT max(serial) + 1 FROM version WHERE adapter = " ADAPTER_ID ")"        \
+                    " WHERE adapter = " ADAPTER_ID " AND version = ?3")                                     \
+    X(PRUNE, "DELETE FROM version WHERE adapter = " ADAPTER_ID " AND ?3 > 0 AND serial NOT IN"              \
+             " (SELECT serial FROM version WHERE adapter = " ADAPTER_ID                                     \
+             " ORDER BY serial DESC LIMIT ?3) RETURNING config_blob, tensors_blob")                         \
+    X(SET, "UPDATE adapter SET description = ?3, pinned = ?4, keep_versions = ?5"                           \
+           " WHERE tenant = ?1 AND name = ?2")                                                              \
+    X(VERSIONS_REMOVE,                                                                                      \
+      "DELETE FROM version WHERE adapter = " ADAPTER_ID " RETURNING config_blob, tensors_blob")             \
+    X(ADAPTER_REMOVE, "DELETE FROM adapter WHERE tenant = ?1 AND name = ?2")                                \
+    X(BLOB_NAMED, "SELECT 1 FROM version WHERE config_blob = ?1 UNION ALL"                                  \
                   " SELECT 1 FROM version WHERE tensors_blob = ?1 LIMIT 1")
 
 enum statement {
@@ -130,6 +154,12 @@ static enum status db_error(const struct store *s, struct error *err)
     return error_set(err, st, "%s/medley.db: %s", s->data_dir, sqlite3_errmsg(s->db));
 }
 
+static void column_text(sqlite3_stmt *q, int column, char *out, size_t size)
+{
+    const unsigned char *text = sqlite3_column_text(q, column);
+    snprintf(out, size, "%s", text ? (const char *)text : "");
+}
+
 static sqlite3_stmt *statement_begin(struct store *s, enum statement which)
 {
     sqlite3_stmt *q = s->statement[which];
@@ -138,15 +168,37 @@ static sqlite3_stmt *statement_begin(struct store *s, enum statement which)
     return q;
 }
 
-/* Binds texts to parameters 1.. and runs a statement that answers no rows. */
-static enum status statement_run(struct store *s, enum statement which, const char *a, const char *b,
-                                 const char *c, struct error *err)
+/* A statement about one adapter. */
+static sqlite3_stmt *statement_about(struct store *s, enum statement which, const char *tenant,
+                                     const char *name)
 {
     sqlite3_stmt *q = statement_begin(s, which);
-    const char *text[] = {a, b, c};
-    for (int i = 0; i < 3; i++)
-        if (text[i]) sqlite3_bind_text(q, i + 1, text[i], -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 1, tenant, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 2, name, -1, SQLITE_STATIC);
+    return q;
+}
+
+/* Runs a statement that answers no rows. */
+static enum status statement_run(struct store *s, sqlite3_stmt *q, struct error *err)
+{
     enum status st = sqlite3_step(q) == SQLITE_DONE ? ST_OK : db_error(s, err);
+    sqlite3_reset(q);
+    return st;
+}
+
+/* Runs a deletion of versions and appends the hashes of their files. */
+static enum status statement_orphan(struct store *s, sqlite3_stmt *q, struct strbuf *orphans,
+                                    struct error *err)
+{
+    int rc;
+    while ((rc = sqlite3_step(q)) == SQLITE_ROW) {
+        for (int column = 0; column < 2; column++) {
+            char hash[HASH_HEX_SIZE] = "";
+            column_text(q, column, hash, sizeof hash);
+            strbuf_append(orphans, hash, sizeof hash);
+        }
+    }
+    enum status st = rc != SQLITE_DONE ? db_error(s, err) : orphans->failed ? no_memory(err) : ST_OK;
     sqlite3_reset(q);
     return st;
 }
@@ -165,12 +217,14 @@ static enum status schema_check(struct store *s, struct error *err)
         version = sqlite3_column_int(q, 0);
     sqlite3_finalize(q);
     if (version < 0) return db_error(s, err);
-    if (version == 0) return db_exec(s, schema, err);
-    if (version == SCHEMA_VERSION) return ST_OK;
-    return error_set(err, ST_UNSUPPORTED,
-                     "%s/medley.db has schema version %d; this program knows up to %d: use the later program "
-                     "that wrote it, or another data folder",
-                     s->data_dir, version, SCHEMA_VERSION);
+    if (version > SCHEMA_VERSION)
+        return error_set(err, ST_UNSUPPORTED,
+                         "%s/medley.db has schema version %d; this program knows up to %d: use the later "
+                         "program that wrote it, or another data folder",
+                         s->data_dir, version, SCHEMA_VERSION);
+    enum status st = ST_OK;
+    for (; version < SCHEMA_VERSION && !st; version++) st = db_exec(s, migrations[version], err);
+    return st;
 }
 
 static enum status db_open(struct store *s, struct error *err)
@@ -324,33 +378,39 @@ void store_close(struct store *s)
 
 /* --- rows --- */
 
-static void column_text(sqlite3_stmt *q, int column, char *out, size_t size)
+static void adapter_from_row(sqlite3_stmt *q, struct adapter_record *a)
 {
-    const unsigned char *text = sqlite3_column_text(q, column);
-    snprintf(out, size, "%s", text ? (const char *)text : "");
+    a->tenant = (const char *)sqlite3_column_text(q, 0);
+    a->name = (const char *)sqlite3_column_text(q, 1);
+    a->number = sqlite3_column_int64(q, 2);
+    column_text(q, 3, a->settings.description, sizeof a->settings.description);
+    a->settings.pinned = sqlite3_column_int(q, 4);
+    a->settings.keep_versions = sqlite3_column_int(q, 5);
 }
 
-static void record_from_row(sqlite3_stmt *q, struct version_record *v)
+static void version_from_row(sqlite3_stmt *q, struct version_record *v)
 {
-    column_text(q, 3, v->version, sizeof v->version);
-    column_text(q, 4, v->hash, sizeof v->hash);
-    column_text(q, 5, v->config_blob, sizeof v->config_blob);
-    column_text(q, 6, v->tensors_blob, sizeof v->tensors_blob);
-    column_text(q, 7, v->base, sizeof v->base);
-    v->created = sqlite3_column_int64(q, 8);
-    v->bytes = (size_t)sqlite3_column_int64(q, 9);
-    column_text(q, 10, v->format, sizeof v->format);
-    column_text(q, 11, v->targets, sizeof v->targets);
-    v->rank = sqlite3_column_int(q, 12);
-    v->experts = sqlite3_column_int(q, 13);
-    v->top_k = sqlite3_column_int(q, 14);
-    v->sites = sqlite3_column_int(q, 15);
-    v->parameters = (size_t)sqlite3_column_int64(q, 16);
+    column_text(q, 6, v->version, sizeof v->version);
+    column_text(q, 7, v->hash, sizeof v->hash);
+    column_text(q, 8, v->config_blob, sizeof v->config_blob);
+    column_text(q, 9, v->tensors_blob, sizeof v->tensors_blob);
+    column_text(q, 10, v->base, sizeof v->base);
+    v->created = sqlite3_column_int64(q, 11);
+    v->published = sqlite3_column_int64(q, 12);
+    v->source = sqlite3_column_int(q, 13) == VERSION_ROLLBACK ? VERSION_ROLLBACK : VERSION_UPLOAD;
+    v->bytes = (size_t)sqlite3_column_int64(q, 14);
+    column_text(q, 15, v->format, sizeof v->format);
+    column_text(q, 16, v->targets, sizeof v->targets);
+    v->rank = sqlite3_column_int(q, 17);
+    v->experts = sqlite3_column_int(q, 18);
+    v->top_k = sqlite3_column_int(q, 19);
+    v->sites = sqlite3_column_int(q, 20);
+    v->parameters = (size_t)sqlite3_column_int64(q, 21);
 }
 
 enum status store_visit(struct store *s,
-                        enum status (*visit)(void *ctx, const char *tenant, const char *name,
-                                             const struct version_record *v, bool current),
+                        enum status (*visit)(void *ctx, const struct adapter_record *a,
+                                             const struct version_record *v),
                         void *ctx, struct error *err)
 {
     pthread_mutex_lock(&s->mutex);
@@ -358,10 +418,11 @@ enum status store_visit(struct store *s,
     enum status st = ST_OK;
     int rc = SQLITE_DONE;
     while (!st && (rc = sqlite3_step(q)) == SQLITE_ROW) {
+        struct adapter_record a = {0};
         struct version_record v = {0};
-        record_from_row(q, &v);
-        st = visit(ctx, (const char *)sqlite3_column_text(q, 0), (const char *)sqlite3_column_text(q, 1), &v,
-                   sqlite3_column_int(q, 2));
+        adapter_from_row(q, &a);
+        version_from_row(q, &v);
+        st = visit(ctx, &a, &v);
     }
     if (!st && rc != SQLITE_DONE) st = db_error(s, err);
     sqlite3_reset(q);
@@ -369,12 +430,27 @@ enum status store_visit(struct store *s,
     return st;
 }
 
+/* Adds the adapter unless it is there. */
+static enum status adapter_add(struct store *s, const char *tenant, const char *name, int64_t *number_out,
+                               struct error *err)
+{
+    sqlite3_stmt *q = statement_about(s, STATEMENT_ADAPTER_ADD, tenant, name);
+    enum status st = ST_OK;
+    if (sqlite3_step(q) == SQLITE_ROW)
+        *number_out = sqlite3_column_int64(q, 0);
+    else
+        st = db_error(s, err);
+    if (!st) st = statement_run(s, q, err);
+    sqlite3_reset(q);
+    return st;
+}
+
 static enum status version_add(struct store *s, const char *tenant, const char *name,
                                const struct version_record *v, struct error *err)
 {
-    sqlite3_stmt *q = statement_begin(s, STATEMENT_VERSION_ADD);
-    const char *text[] = {tenant, name, v->version, v->hash, v->config_blob, v->tensors_blob, v->base};
-    for (int i = 0; i < 7; i++) sqlite3_bind_text(q, i + 1, text[i], -1, SQLITE_STATIC);
+    sqlite3_stmt *q = statement_about(s, STATEMENT_VERSION_ADD, tenant, name);
+    const char *text[] = {v->version, v->hash, v->config_blob, v->tensors_blob, v->base};
+    for (int i = 0; i < 5; i++) sqlite3_bind_text(q, i + 3, text[i], -1, SQLITE_STATIC);
     sqlite3_bind_int64(q, 8, v->created);
     sqlite3_bind_int64(q, 9, (sqlite3_int64)v->bytes);
     sqlite3_bind_text(q, 10, v->format, -1, SQLITE_STATIC);
@@ -384,76 +460,117 @@ static enum status version_add(struct store *s, const char *tenant, const char *
     sqlite3_bind_int(q, 14, v->top_k);
     sqlite3_bind_int(q, 15, v->sites);
     sqlite3_bind_int64(q, 16, (sqlite3_int64)v->parameters);
-    enum status st = sqlite3_step(q) == SQLITE_DONE ? ST_OK : db_error(s, err);
-    sqlite3_reset(q);
+    return statement_run(s, q, err);
+}
+
+static enum status version_make_current(struct store *s, const char *tenant, const char *name,
+                                        const struct version_record *v, struct error *err)
+{
+    sqlite3_stmt *q = statement_about(s, STATEMENT_MAKE_CURRENT, tenant, name);
+    sqlite3_bind_text(q, 3, v->version, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(q, 4, v->published);
+    sqlite3_bind_int(q, 5, v->source);
+    enum status st = statement_run(s, q, err);
+    if (!st && sqlite3_changes(s->db) == 0)
+        st = error_set(err, ST_NOT_FOUND, "the adapter '%s' has no version '%s'", name, v->version);
     return st;
+}
+
+static enum status versions_prune(struct store *s, const char *tenant, const char *name, int keep,
+                                  struct strbuf *orphans, struct error *err)
+{
+    sqlite3_stmt *q = statement_about(s, STATEMENT_PRUNE, tenant, name);
+    sqlite3_bind_int(q, 3, keep);
+    return statement_orphan(s, q, orphans, err);
+}
+
+static enum status transaction_begin(struct store *s, struct error *err)
+{
+    return statement_run(s, statement_begin(s, STATEMENT_BEGIN), err);
 }
 
 /* Ends a transaction: commits if st is ST_OK and returns what came of it. */
 static enum status transaction_end(struct store *s, enum status st, struct error *err)
 {
-    if (!st) st = statement_run(s, STATEMENT_COMMIT, NULL, NULL, NULL, err);
+    if (!st) st = statement_run(s, statement_begin(s, STATEMENT_COMMIT), err);
     if (st && !sqlite3_get_autocommit(s->db))
-        (void)statement_run(s, STATEMENT_ROLLBACK, NULL, NULL, NULL, NULL);
+        (void)statement_run(s, statement_begin(s, STATEMENT_ROLLBACK), NULL);
     return st;
 }
 
 enum status store_publish(struct store *s, const char *tenant, const char *name,
                           const struct version_record *v, const char *config_path, const char *tensors_path,
-                          struct error *err)
+                          int keep, int64_t *number_out, struct strbuf *orphans, struct error *err)
 {
+    int64_t number = 0;
     pthread_mutex_lock(&s->mutex);
     enum status st = blob_add(s, config_path, v->config_blob, err);
     if (!st) st = blob_add(s, tensors_path, v->tensors_blob, err);
-    if (!st) st = statement_run(s, STATEMENT_BEGIN, NULL, NULL, NULL, err);
+    if (!st) st = transaction_begin(s, err);
     if (!st) {
-        st = statement_run(s, STATEMENT_ADAPTER_ADD, tenant, name, NULL, err);
+        st = adapter_add(s, tenant, name, &number, err);
         if (!st) st = version_add(s, tenant, name, v, err);
-        if (!st) st = statement_run(s, STATEMENT_CURRENT_SET, tenant, name, v->version, err);
+        if (!st) st = version_make_current(s, tenant, name, v, err);
+        if (!st) st = versions_prune(s, tenant, name, keep, orphans, err);
         st = transaction_end(s, st, err);
     }
     if (st) {
         blob_collect(s, v->config_blob);
         blob_collect(s, v->tensors_blob);
+    } else {
+        *number_out = number;
     }
     pthread_mutex_unlock(&s->mutex);
     return st;
 }
 
-/* The hashes of an adapter's files, one after the other with their NULs. */
-static enum status blobs_of(struct store *s, const char *tenant, const char *name, struct strbuf *out,
-                            struct error *err)
+enum status store_make_current(struct store *s, const char *tenant, const char *name,
+                               const struct version_record *v, struct error *err)
 {
-    sqlite3_stmt *q = statement_begin(s, STATEMENT_BLOBS_OF);
-    sqlite3_bind_text(q, 1, tenant, -1, SQLITE_STATIC);
-    sqlite3_bind_text(q, 2, name, -1, SQLITE_STATIC);
-    int rc;
-    while ((rc = sqlite3_step(q)) == SQLITE_ROW) {
-        for (int column = 0; column < 2; column++) {
-            char hash[HASH_HEX_SIZE] = "";
-            column_text(q, column, hash, sizeof hash);
-            strbuf_append(out, hash, sizeof hash);
-        }
-    }
-    enum status st = rc != SQLITE_DONE ? db_error(s, err) : out->failed ? no_memory(err) : ST_OK;
-    sqlite3_reset(q);
+    pthread_mutex_lock(&s->mutex);
+    enum status st = version_make_current(s, tenant, name, v, err);
+    pthread_mutex_unlock(&s->mutex);
     return st;
 }
 
-enum status store_delete(struct store *s, const char *tenant, const char *name, struct strbuf *files,
+enum status store_set(struct store *s, const char *tenant, const char *name,
+                      const struct adapter_settings *settings, int keep, struct strbuf *orphans,
+                      struct error *err)
+{
+    pthread_mutex_lock(&s->mutex);
+    enum status st = transaction_begin(s, err);
+    if (!st) {
+        sqlite3_stmt *q = statement_about(s, STATEMENT_SET, tenant, name);
+        sqlite3_bind_text(q, 3, settings->description, -1, SQLITE_STATIC);
+        sqlite3_bind_int(q, 4, settings->pinned);
+        sqlite3_bind_int(q, 5, settings->keep_versions);
+        st = statement_run(s, q, err);
+        if (!st) st = versions_prune(s, tenant, name, keep, orphans, err);
+        st = transaction_end(s, st, err);
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return st;
+}
+
+enum status store_delete(struct store *s, const char *tenant, const char *name, struct strbuf *orphans,
                          struct error *err)
 {
     pthread_mutex_lock(&s->mutex);
-    enum status st = blobs_of(s, tenant, name, files, err);
-    if (!st && files->size == 0) st = error_set(err, ST_NOT_FOUND, "there is no adapter '%s'", name);
-    if (!st) st = statement_run(s, STATEMENT_ADAPTER_REMOVE, tenant, name, NULL, err);
+    enum status st = transaction_begin(s, err);
+    if (!st) {
+        st = statement_orphan(s, statement_about(s, STATEMENT_VERSIONS_REMOVE, tenant, name), orphans, err);
+        if (!st) st = statement_run(s, statement_about(s, STATEMENT_ADAPTER_REMOVE, tenant, name), err);
+        if (!st && sqlite3_changes(s->db) == 0)
+            st = error_set(err, ST_NOT_FOUND, "there is no adapter '%s'", name);
+        st = transaction_end(s, st, err);
+    }
     pthread_mutex_unlock(&s->mutex);
     return st;
 }
 
-void store_collect(struct store *s, const struct strbuf *files)
+void store_collect(struct store *s, const struct strbuf *orphans)
 {
     pthread_mutex_lock(&s->mutex);
-    for (size_t at = 0; at < files->size; at += HASH_HEX_SIZE) blob_collect(s, files->data + at);
+    for (size_t at = 0; at < orphans->size; at += HASH_HEX_SIZE) blob_collect(s, orphans->data + at);
     pthread_mutex_unlock(&s->mutex);
 }

@@ -180,21 +180,28 @@ static void write_version(struct strbuf *out, const struct adapter_version_entry
     write_text_member(out, "version", v->version);
     strbuf_puts(out, ", ");
     write_text_member(out, "hash", v->hash);
-    strbuf_printf(
-        out, ", \"created\": %" PRId64 ", \"bytes\": %zu, \"current\": %s, \"resident\": %s, \"leases\": %d}",
-        v->created, v->bytes, v->current ? "true" : "false", v->resident ? "true" : "false", v->leases);
+    strbuf_puts(out, ", ");
+    write_text_member(out, "source", v->source);
+    strbuf_printf(out,
+                  ", \"created\": %" PRId64 ", \"published\": %" PRId64
+                  ", \"bytes\": %zu, \"current\": %s, \"resident\": %s, \"leases\": %d}",
+                  v->created, v->published, v->bytes, v->current ? "true" : "false",
+                  v->resident ? "true" : "false", v->leases);
 }
 
 void adapter_write(struct strbuf *out, const struct adapter_entry *a)
 {
-    const char *current = NULL;
-    for (size_t i = 0; i < a->version_count; i++)
-        if (a->versions[i].current) current = a->versions[i].version;
     strbuf_putc(out, '{');
     write_text_member(out, "name", a->name);
-    strbuf_puts(out, ", \"object\": \"adapter\", ");
-    write_text_member(out, "version", current);
+    strbuf_printf(out, ", \"object\": \"adapter\", \"id\": %" PRId64 ", ", a->number);
+    write_text_member(out, "version", a->version_count ? a->versions[0].version : NULL);
     strbuf_puts(out, ", ");
+    write_text_member(out, "description", a->description);
+    strbuf_printf(out, ", \"pinned\": %s, \"keep_versions\": ", a->pinned ? "true" : "false");
+    if (a->keep_versions)
+        strbuf_printf(out, "%d, ", a->keep_versions);
+    else
+        strbuf_puts(out, "null, ");
     write_text_member(out, "format", a->format);
     strbuf_puts(out, ", ");
     write_text_member(out, "targets", a->targets);

@@ -64,17 +64,20 @@ void model_write(struct strbuf *out, const struct model_entry *m);
 void models_write(struct strbuf *out, const struct model_entry *models, size_t count);
 
 struct adapter_version_entry {
-    const char *version, *hash;
-    int64_t created;
+    const char *version, *hash, *source;
+    int64_t created, published;
     size_t bytes;
     bool current, resident;
     int leases;
 };
 struct adapter_entry {
-    const char *name, *format, *targets;
+    const char *name, *format, *targets, *description;
+    int64_t number;
+    bool pinned;
+    int keep_versions; /* 0: no number of its own, written as null */
     int rank, experts, top_k, sites;
     size_t parameters;
-    const struct adapter_version_entry *versions; /* newest first */
+    const struct adapter_version_entry *versions; /* the current one first */
     size_t version_count;
 };
 void adapter_write(struct strbuf *out, const struct adapter_entry *a);

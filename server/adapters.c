@@ -44,28 +44,45 @@ static bool call_failed(struct call *c, enum status st, const struct error *caus
     return st != ST_OK;
 }
 
+static struct adapter_version_entry version_entry(const struct version_info *v)
+{
+    const struct version_record *r = &v->record;
+    return (struct adapter_version_entry){
+        .version = r->version,
+        .hash = r->hash,
+        .source = r->source == VERSION_ROLLBACK ? "rollback" : "upload",
+        .created = r->created,
+        .published = r->published,
+        .bytes = r->bytes,
+        .current = v->current,
+        .resident = v->resident,
+        .leases = v->leases,
+    };
+}
+
 void adapter_info_write(struct strbuf *out, const struct adapter_info *info)
 {
     size_t count = (size_t)info->version_count;
-    struct adapter_version_entry *versions = calloc(count ? count : 1, sizeof *versions);
+    struct adapter_version_entry *versions = calloc(count, sizeof *versions);
     if (!versions) {
         out->failed = true;
         return;
     }
-    for (size_t i = 0; i < count; i++) {
-        const struct version_info *v = &info->versions[i];
-        versions[i] = (struct adapter_version_entry){v->version, v->hash,     v->created, v->bytes,
-                                                     v->current, v->resident, v->leases};
-    }
+    for (size_t i = 0; i < count; i++) versions[i] = version_entry(&info->versions[i]);
+    const struct version_record *current = &info->versions[0].record;
     struct adapter_entry entry = {
         .name = info->name,
-        .format = info->format,
-        .targets = info->targets,
-        .rank = info->rank,
-        .experts = info->experts,
-        .top_k = info->top_k,
-        .sites = info->sites,
-        .parameters = info->parameters,
+        .number = info->number,
+        .description = info->settings.description,
+        .pinned = info->settings.pinned,
+        .keep_versions = info->settings.keep_versions,
+        .format = current->format,
+        .targets = current->targets,
+        .rank = current->rank,
+        .experts = current->experts,
+        .top_k = current->top_k,
+        .sites = current->sites,
+        .parameters = current->parameters,
         .versions = versions,
         .version_count = count,
     };
@@ -75,11 +92,10 @@ void adapter_info_write(struct strbuf *out, const struct adapter_info *info)
 
 static struct model_entry model_of(const struct service *s, const struct adapter_info *info)
 {
-    struct model_entry m = {.id = info->name,
-                            .parent = s->config->model_name,
-                            .context_length = engine_shape(s->engine)->context_length};
-    if (info->version_count) m.created = info->versions[0].created;
-    return m;
+    return (struct model_entry){.id = info->name,
+                                .parent = s->config->model_name,
+                                .created = info->versions[0].record.created,
+                                .context_length = engine_shape(s->engine)->context_length};
 }
 
 static struct model_entry base_model(const struct service *s)
@@ -157,7 +173,8 @@ static void work_adapter(struct call *c) { get_one(c, write_as_adapter); }
 static void work_delete(struct call *c)
 {
     struct error cause = {0};
-    if (call_failed(c, registry_delete(c->service->registry, TENANT, name_of(c), &cause), &cause)) return;
+    if (call_failed(c, registry_delete(c->service->registry, TENANT, name_of(c), NULL, &cause), &cause))
+        return;
     strbuf_printf(&c->body, "{\"name\": \"%s\", \"object\": \"adapter\", \"deleted\": true}", name_of(c));
 }
 

@@ -179,9 +179,16 @@ static void listings(void **state)
            "\"object\": "
            "\"model\", \"created\": 2, \"owned_by\": \"medley\", \"root\": \"fr\", \"parent\": \"base\", "
            "\"max_model_len\": 99}]}");
-    struct adapter_version_entry v = {
-        .version = "v1", .hash = "h", .created = 3, .bytes = 4, .current = true};
+    struct adapter_version_entry v = {.version = "v1",
+                                      .hash = "h",
+                                      .source = "rollback",
+                                      .created = 3,
+                                      .published = 5,
+                                      .bytes = 4,
+                                      .current = true};
     struct adapter_entry a = {.name = "fr",
+                              .number = 6,
+                              .description = "d",
                               .format = "moelora",
                               .targets = "q_proj",
                               .rank = 4,
@@ -192,12 +199,13 @@ static void listings(void **state)
                               .versions = &v,
                               .version_count = 1};
     adapter_write(&out, &a);
-    expect(&out, "{\"name\": \"fr\", \"object\": \"adapter\", \"version\": \"v1\", \"format\": \"moelora\", "
-                 "\"targets\": "
-                 "\"q_proj\", \"rank\": 4, \"experts\": 8, \"top_k\": 2, \"sites\": 30, \"parameters\": 7, "
-                 "\"versions\": "
-                 "[{\"version\": \"v1\", \"hash\": \"h\", \"created\": 3, \"bytes\": 4, \"current\": true, "
-                 "\"resident\": false, \"leases\": 0}]}");
+    expect(&out,
+           "{\"name\": \"fr\", \"object\": \"adapter\", \"id\": 6, \"version\": \"v1\", "
+           "\"description\": \"d\", \"pinned\": false, \"keep_versions\": null, \"format\": \"moelora\", "
+           "\"targets\": \"q_proj\", \"rank\": 4, \"experts\": 8, \"top_k\": 2, \"sites\": 30, "
+           "\"parameters\": 7, \"versions\": [{\"version\": \"v1\", \"hash\": \"h\", "
+           "\"source\": \"rollback\", \"created\": 3, \"published\": 5, \"bytes\": 4, \"current\": true, "
+           "\"resident\": false, \"leases\": 0}]}");
     strbuf_release(&out);
 }
 

@@ -239,13 +239,13 @@ static void listing_is_by_tenant_and_name(void **state)
     assert_string_equal(list[0].name, "a");
     assert_string_equal(list[1].name, "b");
     assert_int_equal(list[1].version_count, 2);
-    assert_string_equal(list[1].versions[0].version, newest.version);
+    assert_string_equal(list[1].versions[0].record.version, newest.version);
     assert_true(list[1].versions[0].current && !list[1].versions[1].current);
     assert_true(list[1].versions[1].resident);
-    assert_int_equal(list[1].rank, 3);
-    assert_int_equal(list[1].sites, SITES);
-    assert_string_equal(list[1].format, "peft-lora");
-    assert_string_equal(list[1].targets, "q_proj, v_proj");
+    assert_int_equal(list[1].versions[0].record.rank, 3);
+    assert_int_equal(list[1].versions[0].record.sites, SITES);
+    assert_string_equal(list[1].versions[0].record.format, "peft-lora");
+    assert_string_equal(list[1].versions[0].record.targets, "q_proj, v_proj");
     for (size_t i = 0; i < count; i++) adapter_info_release(&list[i]);
     free(list);
     assert_int_equal(registry_list(f->registry, "nobody", &list, &count, NULL), ST_OK);
@@ -257,6 +257,238 @@ static void listing_is_by_tenant_and_name(void **state)
     adapter_info_release(&info);
 }
 
+/* --- going back, keeping, naming --- */
+
+static struct put_result roll_back(struct fixture *f, const char *version)
+{
+    struct put_result result = {0};
+    struct error err = {0};
+    if (registry_rollback(f->registry, "t", "a", version, NULL, &result, &err)) fail_msg("%s", err.message);
+    return result;
+}
+
+/* The ranks of all versions of "a", the current one first, as digits. */
+static void expect_versions(struct fixture *f, const char *ranks)
+{
+    struct adapter_info info;
+    char seen[16] = "";
+    assert_int_equal(registry_get(f->registry, "t", "a", &info, NULL), ST_OK);
+    for (int i = 0; i < info.version_count; i++)
+        snprintf(seen + i, sizeof seen - (size_t)i, "%d", info.versions[i].record.rank);
+    adapter_info_release(&info);
+    assert_string_equal(seen, ranks);
+}
+
+static void rollback_makes_an_earlier_version_current(void **state)
+{
+    struct fixture *f = *state;
+    struct put_result one = put(f, "t", "a", 1, 1), two = put(f, "t", "a", 2, 2), result;
+    put(f, "t", "a", 3, 3);
+    struct lease *l = lease(f, "t", "a", NULL);
+    struct error err = {0};
+    assert_string_equal(roll_back(f, one.version).version, one.version);
+    expect_versions(f, "132");
+    assert_true(roll_back(f, one.version).unchanged);
+    assert_int_equal(lease_view(l)->lr.sites[PROJ_Q]->rank, 3); /* whoever runs is not disturbed */
+    lease_release(l);
+
+    assert_int_equal(registry_rollback(f->registry, "t", "a", two.version, two.version, &result, &err),
+                     ST_CONFLICT);
+    assert_non_null(strstr(err.message, one.version));
+    assert_int_equal(registry_rollback(f->registry, "t", "a", two.version, one.version, &result, &err),
+                     ST_OK);
+    expect_versions(f, "213");
+    assert_int_equal(registry_rollback(f->registry, "t", "a", "ffff", NULL, &result, &err), ST_NOT_FOUND);
+    assert_int_equal(registry_rollback(f->registry, "t", "b", "ffff", NULL, &result, &err), ST_NOT_FOUND);
+
+    struct adapter_info info;
+    close_registry(f);
+    open_registry(f);
+    expect_versions(f, "213");
+    assert_int_equal(registry_get(f->registry, "t", "a", &info, NULL), ST_OK);
+    assert_int_equal(info.versions[0].record.source, VERSION_ROLLBACK);
+    assert_int_equal(info.versions[2].record.source, VERSION_UPLOAD);
+    adapter_info_release(&info);
+}
+
+static void change(struct fixture *f, const struct adapter_change *c)
+{
+    struct error err = {0};
+    if (registry_change(f->registry, "t", "a", c, &err)) fail_msg("%s", err.message);
+}
+
+static void only_the_last_versions_are_kept(void **state)
+{
+    struct fixture *f = *state;
+    int two = 2, one = 1;
+    struct put_result first = put(f, "t", "a", 1, 1);
+    put(f, "t", "a", 2, 2);
+    struct lease *l = lease(f, "t", "a", first.version), *gone;
+    change(f, &(struct adapter_change){.keep_versions = &two});
+    expect_versions(f, "21");
+    put(f, "t", "a", 3, 3);
+    expect_versions(f, "32");
+    assert_int_equal(lease_view(l)->lr.sites[PROJ_Q]->rank, 1); /* held, so it stays in memory */
+    expect_live_sites(f, 3 * SITES);
+    assert_int_equal(registry_try_lease(f->registry, "t", "a", first.version, &gone), ST_NOT_FOUND);
+    assert_int_equal(data_files(f, "blobs"), 3); /* two of tensors and a shared configuration */
+    lease_release(l);
+    expect_live_sites(f, 2 * SITES);
+    change(f, &(struct adapter_change){.keep_versions = &one});
+    expect_versions(f, "3");
+    assert_int_equal(data_files(f, "blobs"), 2);
+    close_registry(f);
+    open_registry(f);
+    put(f, "t", "a", 2, 2);
+    expect_versions(f, "2");
+}
+
+static void the_registry_may_say_how_many_versions_to_keep(void **state)
+{
+    struct fixture *f = *state;
+    int three = 3, none = 0;
+    close_registry(f);
+    f->config.keep_versions = 2;
+    open_registry(f);
+    for (int rank = 1; rank <= 3; rank++) put(f, "t", "a", rank, 1);
+    expect_versions(f, "32");
+    change(f, &(struct adapter_change){.keep_versions = &three});
+    put(f, "t", "a", 4, 1);
+    expect_versions(f, "432");
+    change(f, &(struct adapter_change){.keep_versions = &none});
+    expect_versions(f, "43");
+}
+
+static void versions_go_by_any_unique_head_of_their_hash(void **state)
+{
+    struct fixture *f = *state;
+    struct adapter_info info;
+    struct lease *l;
+    struct error err = {0};
+    /* more versions than there are digits: some two begin alike */
+    for (unsigned seed = 0; seed < 17; seed++) put(f, "t", "a", 1, seed);
+    assert_int_equal(registry_get(f->registry, "t", "a", &info, NULL), ST_OK);
+    int shared = 0;
+    for (int i = 0; i < info.version_count; i++) {
+        const char *hash = info.versions[i].record.hash;
+        char head[8];
+        lease_release(lease(f, "t", "a", hash));
+        snprintf(head, sizeof head, "%.7s", hash);
+        lease_release(lease(f, "t", "a", head));
+        head[1] = 0;
+        enum status st = registry_lease(f->registry, "t", "a", head, &l, &err);
+        if (st == ST_OK)
+            lease_release(l);
+        else
+            assert_int_equal(st, ST_INVALID);
+        shared += st == ST_INVALID;
+    }
+    assert_true(shared >= 2);
+    assert_non_null(strstr(err.message, "several"));
+    assert_int_equal(registry_lease(f->registry, "t", "a", "0123456789", &l, &err), ST_NOT_FOUND);
+    adapter_info_release(&info);
+}
+
+static void settings_last(void **state)
+{
+    struct fixture *f = *state;
+    struct adapter_info info, other;
+    char name[ADAPTER_NAME_MAX + 1], long_text[ADAPTER_DESCRIPTION_MAX + 2];
+    bool pinned = true;
+    put(f, "t", "a", 1, 1);
+    put(f, "t", "b", 1, 1);
+    change(f, &(struct adapter_change){.description = "what it is for"});
+    change(f, &(struct adapter_change){.pinned = &pinned});
+    memset(long_text, 'x', sizeof long_text - 1);
+    long_text[sizeof long_text - 1] = 0;
+    assert_int_equal(
+        registry_change(f->registry, "t", "a", &(struct adapter_change){.description = long_text}, NULL),
+        ST_INVALID);
+    close_registry(f);
+    open_registry(f);
+    assert_int_equal(registry_get(f->registry, "t", "a", &info, NULL), ST_OK);
+    assert_int_equal(registry_get(f->registry, "t", "b", &other, NULL), ST_OK);
+    assert_string_equal(info.settings.description, "what it is for");
+    assert_true(info.settings.pinned);
+    assert_true(info.number != other.number);
+    assert_int_equal(registry_name(f->registry, "t", info.number, name), ST_OK);
+    assert_string_equal(name, "a");
+    assert_int_equal(registry_name(f->registry, "s", info.number, name), ST_NOT_FOUND);
+    adapter_info_release(&info);
+    adapter_info_release(&other);
+}
+
+static void a_pinned_adapter_is_not_evicted(void **state)
+{
+    struct fixture *f = *state;
+    struct lease *l;
+    bool pinned = true, loose = false;
+    close_registry(f);
+    f->config.resident_bytes = LORA_BYTES(2) + 300; /* room for one */
+    open_registry(f);
+    put(f, "t", "a", 2, 1);
+    change(f, &(struct adapter_change){.pinned = &pinned});
+    for (unsigned seed = 2; seed < 5; seed++) put(f, "t", "b", 2, seed);
+    assert_int_equal(registry_try_lease(f->registry, "t", "a", NULL, &l), ST_OK);
+    lease_release(l);
+    assert_int_equal(registry_try_lease(f->registry, "t", "b", NULL, &l), ST_BUSY);
+    change(f, &(struct adapter_change){.pinned = &loose});
+    lease_release(lease(f, "t", "b", NULL));
+    assert_int_equal(registry_try_lease(f->registry, "t", "a", NULL, &l), ST_BUSY);
+}
+
+static void delete_compares_too(void **state)
+{
+    struct fixture *f = *state;
+    struct put_result one = put(f, "t", "a", 1, 1);
+    struct error err = {0};
+    assert_int_equal(registry_delete(f->registry, "t", "a", "0123456789abcdef", &err), ST_CONFLICT);
+    assert_int_equal(registry_delete(f->registry, "t", "a", one.version, &err), ST_OK);
+}
+
+static void files_stay_open_through_deletion(void **state)
+{
+    struct fixture *f = *state;
+    struct version_files files;
+    char config[256];
+    put(f, "t", "a", 1, 1);
+    assert_int_equal(registry_open_files(f->registry, "t", "a", "ffffffffff", &files, NULL), ST_NOT_FOUND);
+    assert_int_equal(registry_open_files(f->registry, "t", "a", NULL, &files, NULL), ST_OK);
+    assert_int_equal(registry_delete(f->registry, "t", "a", NULL, NULL), ST_OK);
+    ssize_t n = read(files.config_fd, config, sizeof config);
+    assert_int_equal(n, strlen(LORA_CONFIG));
+    assert_memory_equal(config, LORA_CONFIG, strlen(LORA_CONFIG));
+    close(files.config_fd);
+    close(files.tensors_fd);
+}
+
+/* A database of the first schema, in which the current version went by its name. */
+static void an_earlier_schema_is_brought_up(void **state)
+{
+    struct fixture *f = *state;
+    struct put_result one = put(f, "t", "a", 1, 1);
+    char *sql = NULL;
+    sqlite3 *db = NULL;
+    put(f, "t", "a", 2, 2);
+    close_registry(f);
+    assert_true(
+        asprintf(&sql,
+                 "ALTER TABLE adapter ADD COLUMN current TEXT NOT NULL DEFAULT '%s';"
+                 "ALTER TABLE adapter DROP COLUMN description; ALTER TABLE adapter DROP COLUMN pinned;"
+                 "ALTER TABLE adapter DROP COLUMN keep_versions; ALTER TABLE version DROP COLUMN serial;"
+                 "ALTER TABLE version DROP COLUMN published; ALTER TABLE version DROP COLUMN source;"
+                 "PRAGMA user_version = 1",
+                 one.version) > 0);
+    assert_int_equal(sqlite3_open(path_in(f->folder.path, "medley.db"), &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+    free(sql);
+    open_registry(f);
+    expect_versions(f, "12");
+    put(f, "t", "a", 3, 3);
+    expect_versions(f, "312");
+}
+
 /* --- deleting --- */
 
 static void deletion_leaves_leases_alone(void **state)
@@ -266,14 +498,14 @@ static void deletion_leaves_leases_alone(void **state)
     put(f, "t", "b", 2, 1); /* the same files */
     struct lease *l = lease(f, "t", "a", NULL), *other;
     struct error err = {0};
-    assert_int_equal(registry_delete(f->registry, "t", "a", &err), ST_OK);
-    assert_int_equal(registry_delete(f->registry, "t", "a", &err), ST_NOT_FOUND);
+    assert_int_equal(registry_delete(f->registry, "t", "a", NULL, &err), ST_OK);
+    assert_int_equal(registry_delete(f->registry, "t", "a", NULL, &err), ST_NOT_FOUND);
     assert_int_equal(registry_try_lease(f->registry, "t", "a", NULL, &other), ST_NOT_FOUND);
     assert_int_equal(lease_view(l)->lr.sites[PROJ_Q]->rank, 2);
     assert_int_equal(data_files(f, "blobs"), 2); /* b needs them */
     lease_release(l);
     expect_live_sites(f, SITES);
-    assert_int_equal(registry_delete(f->registry, "t", "b", &err), ST_OK);
+    assert_int_equal(registry_delete(f->registry, "t", "b", NULL, &err), ST_OK);
     expect_live_sites(f, 0);
     assert_int_equal(data_files(f, "blobs"), 0);
     assert_int_equal(stats_of(f).resident_bytes, 0);
@@ -296,12 +528,12 @@ static void a_restart_changes_nothing(void **state)
     open_registry(f);
     assert_int_equal(registry_get(f->registry, "t", "a", &after, NULL), ST_OK);
     assert_int_equal(after.version_count, 2);
-    assert_int_equal(after.rank, before.rank);
-    assert_int_equal(after.parameters, before.parameters);
+    assert_int_equal(after.versions[0].record.rank, before.versions[0].record.rank);
+    assert_int_equal(after.versions[0].record.parameters, before.versions[0].record.parameters);
     for (int i = 0; i < 2; i++) {
-        assert_string_equal(after.versions[i].hash, before.versions[i].hash);
-        assert_int_equal(after.versions[i].created, before.versions[i].created);
-        assert_int_equal(after.versions[i].bytes, before.versions[i].bytes);
+        assert_string_equal(after.versions[i].record.hash, before.versions[i].record.hash);
+        assert_int_equal(after.versions[i].record.created, before.versions[i].record.created);
+        assert_int_equal(after.versions[i].record.bytes, before.versions[i].record.bytes);
         assert_int_equal(after.versions[i].current, before.versions[i].current);
         assert_false(after.versions[i].resident);
     }
@@ -392,11 +624,11 @@ static void a_later_schema_is_refused(void **state)
     close_registry(f);
     sqlite3 *db = NULL;
     assert_int_equal(sqlite3_open(path_in(f->folder.path, "medley.db"), &db), SQLITE_OK);
-    assert_int_equal(sqlite3_exec(db, "PRAGMA user_version = 2", NULL, NULL, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, "PRAGMA user_version = 99", NULL, NULL, NULL), SQLITE_OK);
     sqlite3_close(db);
     struct error err = {0};
     assert_int_equal(registry_open(&f->config, &f->registry, &err), ST_UNSUPPORTED);
-    assert_non_null(strstr(err.message, "schema version 2"));
+    assert_non_null(strstr(err.message, "schema version 99"));
     file_write(f->folder.path, "medley.db", "this is not a database, this is not a database", 46);
     assert_int_equal(registry_open(&f->config, &f->registry, &err), ST_BAD_FORMAT);
     f->registry = NULL;
@@ -421,7 +653,7 @@ static void a_refused_upload_leaves_nothing(void **state)
     assert_int_equal(maker_put(f->registry, "t", "a", 2, 1, NULL, &result, &err), ST_REJECTED);
     assert_non_null(strstr(err.message, "width of 6"));
     assert_int_equal(maker_put(f->registry, "t", "a", 1, 1, NULL, &result, &err), ST_OK);
-    assert_int_equal(registry_delete(f->registry, "t", "a", NULL), ST_OK);
+    assert_int_equal(registry_delete(f->registry, "t", "a", NULL, NULL), ST_OK);
 
     for (int packs = 0; packs < SITES - 1; packs++) {
         atomic_store(&f->device.packs_left, packs);
@@ -610,7 +842,7 @@ static void *hammer_publish(void *arg)
         char name[2] = {(char)('a' + next_random(h) % HAMMER_NAMES), '\0'};
         struct put_result result;
         if (next_random(h) % 5 == 0) {
-            enum status st = registry_delete(h->f->registry, "t", name, NULL);
+            enum status st = registry_delete(h->f->registry, "t", name, NULL, NULL);
             h->deleted += st == ST_OK;
             if (st && st != ST_NOT_FOUND) atomic_fetch_add(h->wrong, 1);
         } else {
@@ -658,7 +890,7 @@ static void many_threads_at_once(void **state)
     assert_int_equal(registry_list(f->registry, "t", &list, &count, NULL), ST_OK);
     for (size_t i = 0; i < count; i++) {
         for (int k = 0; k < list[i].version_count; k++)
-            lease_release(lease(f, "t", list[i].name, list[i].versions[k].version));
+            lease_release(lease(f, "t", list[i].name, list[i].versions[k].record.version));
         adapter_info_release(&list[i]);
     }
     free(list);
@@ -696,6 +928,15 @@ int main(void)
         TEST(keys_tell_tenant_name_and_version_apart),
         TEST(names_are_checked),
         TEST(listing_is_by_tenant_and_name),
+        TEST(rollback_makes_an_earlier_version_current),
+        TEST(only_the_last_versions_are_kept),
+        TEST(the_registry_may_say_how_many_versions_to_keep),
+        TEST(versions_go_by_any_unique_head_of_their_hash),
+        TEST(settings_last),
+        TEST(a_pinned_adapter_is_not_evicted),
+        TEST(delete_compares_too),
+        TEST(files_stay_open_through_deletion),
+        TEST(an_earlier_schema_is_brought_up),
         TEST(deletion_leaves_leases_alone),
         TEST(a_restart_changes_nothing),
         TEST(leftovers_are_collected_at_start),

@@ -30,6 +30,7 @@
 
 static enum { OFF, DISK_FULL, KILL } fault;
 static atomic_int changes_left; /* until the fault */
+static int kills;               /* processes that were killed */
 
 /* Before a change of a file; true where it must fail. */
 static bool fault_now(bool needs_space)
@@ -153,20 +154,54 @@ static enum status put_two_packed(struct registry *r, struct error *err)
 
 static enum status delete_it(struct registry *r, struct error *err)
 {
-    return registry_delete(r, "t", "a", err);
+    return registry_delete(r, "t", "a", NULL, err);
 }
 
-/* Rank of the current version of "a" stands for its state: 0 absent, 2 the first, 3 the second. */
+static enum status keep_one(struct registry *r, struct error *err)
+{
+    static const int one = 1;
+    return registry_change(r, "t", "a", &(struct adapter_change){.keep_versions = &one}, err);
+}
+
+/* The version before the current one. */
+static enum status roll_back(struct registry *r, struct error *err)
+{
+    struct adapter_info info;
+    struct put_result result;
+    enum status st = registry_get(r, "t", "a", &info, err);
+    if (st) return st;
+    st = registry_rollback(r, "t", "a", info.versions[info.version_count - 1].record.version, NULL, &result,
+                           err);
+    adapter_info_release(&info);
+    return st;
+}
+
+static enum status put_two_of_one(struct registry *r, struct error *err)
+{
+    enum status st = keep_one(r, err);
+    return st ? st : put_two(r, err);
+}
+
+/* Of "a". */
+struct state {
+    int rank; /* of the current version, 0 where there is none */
+    int versions;
+};
+
 static const struct change {
     const char *name;
-    bool with_one; /* "a" has its first version before */
+    int versions; /* that "a" has before: of rank 2, then of rank 3 */
     enum status (*make)(struct registry *r, struct error *err);
-    int before, after;
+    struct state before, after;
 } changes[] = {
-    {"put", false, put_one, 0, 2},
-    {"replace", true, put_two, 2, 3},
-    {"replace from an archive", true, put_two_packed, 2, 3},
-    {"delete", true, delete_it, 2, 0},
+    {"put", 0, put_one, {0, 0}, {2, 1}},
+    {"replace", 1, put_two, {2, 1}, {3, 2}},
+    {"replace from an archive", 1, put_two_packed, {2, 1}, {3, 2}},
+    {"replace, keeping one", 1, put_two_of_one, {2, 1}, {3, 1}},
+    {"roll back", 2, roll_back, {3, 2}, {2, 2}},
+    {"prune", 2, keep_one, {3, 2}, {3, 1}},
+    {"delete", 1, delete_it, {2, 1}, {0, 0}},
+    {"delete two", 2, delete_it, {3, 2}, {0, 0}},
 };
 enum { CHANGE_COUNT = sizeof changes / sizeof *changes };
 
@@ -176,7 +211,8 @@ static void folder_prepare(struct fixture *f, const struct change *c)
     temp_folder_make(&f->folder);
     open_registry(f);
     assert_int_equal(maker_put(f->registry, "t", "keep", 1, 9, NULL, &result, NULL), ST_OK);
-    if (c->with_one) assert_int_equal(put_one(f->registry, NULL), ST_OK);
+    if (c->versions > 0) assert_int_equal(put_one(f->registry, NULL), ST_OK);
+    if (c->versions > 1) assert_int_equal(put_two(f->registry, NULL), ST_OK);
 }
 
 /* The rank of an adapter's site as a lease gives it; 0 where there is no such adapter. */
@@ -192,16 +228,31 @@ static int rank_of(struct fixture *f, const char *name)
     return rank;
 }
 
+static struct state state_of(struct fixture *f)
+{
+    struct adapter_info info;
+    struct state now = {.rank = rank_of(f, "a")};
+    if (registry_get(f->registry, "t", "a", &info, NULL) == ST_OK) {
+        now.versions = info.version_count;
+        adapter_info_release(&info);
+    }
+    return now;
+}
+
+static bool states_equal(struct state a, struct state b)
+{
+    return a.rank == b.rank && a.versions == b.versions;
+}
+
 /* Files of blobs/: each version's own tensors, and one configuration that they share (the packed
  * one has another). */
-static void expect_state(struct fixture *f, const struct change *c, int rank, int at)
+static void expect_state(struct fixture *f, const struct change *c, struct state now, int at)
 {
-    if (rank != c->before && rank != c->after) fail_msg("%s, change %d: rank %d", c->name, at, rank);
+    if (!states_equal(now, c->before) && !states_equal(now, c->after))
+        fail_msg("%s, change %d: rank %d of %d versions", c->name, at, now.rank, now.versions);
     assert_int_equal(rank_of(f, "keep"), 1);
     assert_int_equal(file_count(path_in(f->folder.path, "staging")), 0);
-    int configs = 1 + (rank == 3 && c->make == put_two_packed), tensors = 1 + (rank == 3   ? 2
-                                                                               : rank == 2 ? 1
-                                                                                           : 0);
+    int configs = 1 + (now.rank == 3 && c->make == put_two_packed), tensors = 1 + now.versions;
     int files = file_count(path_in(f->folder.path, "blobs"));
     if (files != configs + tensors) fail_msg("%s, change %d: %d files", c->name, at, files);
 }
@@ -226,13 +277,13 @@ static void a_full_disk_leaves_what_was(void **state)
             if (st && st != ST_NO_SPACE) fail_msg("%s, change %d: %s", c->name, at, err.message);
             if (done) assert_int_equal(st, ST_OK);
             failures += st != ST_OK;
-            expect_state(&f, c, rank_of(&f, "a"), at);
-            assert_int_equal(rank_of(&f, "a"), st ? c->before : c->after);
+            expect_state(&f, c, state_of(&f), at);
+            assert_true(states_equal(state_of(&f), st ? c->before : c->after));
             /* and there is no harm done: the same again succeeds */
             if (st) assert_int_equal(c->make(f.registry, NULL), ST_OK);
             registry_close(f.registry);
             open_registry(&f);
-            assert_int_equal(rank_of(&f, "a"), c->after);
+            assert_true(states_equal(state_of(&f), c->after));
             registry_close(f.registry);
             temp_folder_remove(&f.folder);
         }
@@ -268,17 +319,19 @@ static void a_kill_leaves_the_old_state_or_the_new(void **state)
             folder_prepare(&f, c);
             registry_close(f.registry);
             killed = run_and_kill(&f, c, at);
+            kills += killed;
             open_registry(&f);
-            int rank = rank_of(&f, "a");
-            expect_state(&f, c, rank, at);
-            saw_old |= rank == c->before;
-            saw_new |= rank == c->after;
-            if (!killed) assert_int_equal(rank, c->after);
+            struct state now = state_of(&f);
+            expect_state(&f, c, now, at);
+            saw_old |= states_equal(now, c->before);
+            saw_new |= states_equal(now, c->after);
+            if (!killed) assert_true(states_equal(now, c->after));
             registry_close(f.registry);
             temp_folder_remove(&f.folder);
         }
         assert_true(saw_old && saw_new);
     }
+    assert_true(kills >= 200); /* those while opening included */
 }
 
 /* The very first opening, which makes folders and tables. */
@@ -300,6 +353,7 @@ static void a_kill_while_opening_is_mended(void **state)
         }
         assert_int_equal(waitpid(child, &how, 0), child);
         assert_true(WIFSIGNALED(how) || how == 0);
+        kills += WIFSIGNALED(how);
         open_registry(&f);
         assert_int_equal(put_one(f.registry, NULL), ST_OK);
         registry_close(f.registry);
