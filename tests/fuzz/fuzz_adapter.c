@@ -1,5 +1,5 @@
-/* Damaged adapters, native MoELoRA and PEFT LoRA: each time either the configuration or the tensors.
- * What is accepted must survive being packed. */
+/* Damaged adapters of every format: each time either the configuration or the tensors. What is accepted must
+ * survive being packed. */
 #include "adapters/reader.h"
 #include "adapters/version.h"
 #include "kernels/device.h"
@@ -9,11 +9,13 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Both files of an adapter, whole, and what it is for. */
 struct adapter_files {
     void *config, *tensors;
     size_t config_size, tensors_size;
+    struct model *model; /* base reads rows of it */
     struct adapter_base base;
 };
 
@@ -41,31 +43,52 @@ static enum status read_adapter(const struct mutate_source *source, const uint8_
     return read_pair(files, files->config, files->config_size, data, size, err);
 }
 
-static struct adapter_files files_read(const char *name, const char *model)
+/* An adapter's folder among the fixtures, or its one file, and the model it is for. */
+struct origin {
+    const char *path, *model;
+};
+
+static struct adapter_files files_read(const struct origin *o)
 {
     struct adapter_files f;
-    struct test_path config = test_path("adapters/%s/adapter_config.json", name);
-    struct test_path tensors = test_path("adapters/%s/adapter_model.safetensors", name);
-    struct test_path model_file = test_path("models/%s.gguf", model);
+    bool one_file = strstr(o->path, ".gguf") != NULL;
+    struct test_path config = test_path("%s/adapter_config.json", o->path);
+    struct test_path tensors = test_path("%s%s", o->path, one_file ? "" : "/adapter_model.safetensors");
+    struct test_path model_file = test_path("models/%s.gguf", o->model);
     struct test_path model_path = fixture_path(model_file.text);
-    struct model *m;
     struct error err;
-    f.config = fixture_read(config.text, &f.config_size);
+    f.config = one_file ? calloc(1, 1) : fixture_read(config.text, &f.config_size);
+    if (one_file) f.config_size = 0;
     f.tensors = fixture_read(tensors.text, &f.tensors_size);
-    if (model_open(model_path.text, device, NULL, NULL, &m, &err)) {
+    if (model_open(model_path.text, device, NULL, NULL, &f.model, &err)) {
         fprintf(stderr, "%s\n", err.message);
         exit(2);
     }
-    f.base = adapter_base_of(m);
-    model_close(m);
+    f.base = adapter_base_of(f.model);
     return f;
 }
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name, *model;
-    } adapters[] = {{"moe_dense", "gqa_tied"}, {"lora_patterns", "mha_untied"}, {"moe_scaled", "gqa_scaled"}};
+    static const struct origin adapters[] = {
+        {"adapters/moe_dense", "gqa_tied"},
+        {"adapters/lora_patterns", "mha_untied"},
+        {"adapters/moe_scaled", "gqa_scaled"},
+        {"formats/dora_rslora", "mha_tied"},
+        {"formats/lora_bias", "gqa_tied"},
+        {"formats/gguf_lora/adapter.gguf", "gqa_tied"},
+        {"formats/gguf_lora_q8/adapter.gguf", "gqa_scaled"},
+        {"formats/hydralora", "gqa_tied"},
+        {"formats/adamole_high", "gqa_tied"},
+        {"formats/mole_threshold", "gqa_tied"},
+        {"formats/mola", "mha_untied"},
+        {"formats/coin", "mha_tied"},
+        {"formats/moe_peft_mola", "gqa_tied"},
+        {"formats/moe_peft_loramoe", "gqa_tied"},
+        {"formats/mixlora", "gqa_tied"},
+        {"formats/mixlora_warm", "gqa_tied"},
+        {"formats/mixlora_legacy", "gqa_tied"},
+    };
     enum { COUNT = sizeof adapters / sizeof *adapters };
     static const char *const words[] = {
         "{",
@@ -103,6 +126,12 @@ int main(int argc, char **argv)
         "\"bias\":\"all\",",
         "\"top_k\":9,",
         "\"r\":0,",
+        "\"r\":[1,2],",
+        "\"lora_nums\":3,",
+        "mixlora-dynamic",
+        "\"expert_lora\":{},",
+        "max_threshold",
+        ".lora_a",
     };
     struct cpu_device_config config = {.level = CPU_REFERENCE, .threads = 1};
     struct error err;
@@ -110,25 +139,29 @@ int main(int argc, char **argv)
 
     struct adapter_files files[COUNT];
     struct mutate_source sources[2 * COUNT];
+    size_t count = 0;
     for (int i = 0; i < COUNT; i++) {
         struct adapter_files *f = &files[i];
-        *f = files_read(adapters[i].name, adapters[i].model);
-        struct mutate_source common = {.name = adapters[i].name,
+        *f = files_read(&adapters[i]);
+        struct mutate_source common = {.name = adapters[i].path,
                                        .words = words,
                                        .word_count = sizeof words / sizeof *words,
                                        .context = f};
-        struct mutate_source *of_config = &sources[2 * i], *of_tensors = &sources[2 * i + 1];
-        *of_config = *of_tensors = common;
-        of_config->data = f->config;
-        of_config->size = f->config_size;
-        of_tensors->data = f->tensors;
-        of_tensors->size = f->tensors_size;
-        of_tensors->head = 4096;
+        if (f->config_size) {
+            common.data = f->config;
+            common.size = f->config_size;
+            sources[count++] = common;
+        }
+        common.data = f->tensors;
+        common.size = f->tensors_size;
+        common.head = 4096;
+        sources[count++] = common;
     }
-    int failed = fuzz_main(argc, argv, sources, 2 * COUNT, read_adapter);
+    int failed = fuzz_main(argc, argv, sources, count, read_adapter);
     for (int i = 0; i < COUNT; i++) {
         free(files[i].config);
         free(files[i].tensors);
+        model_close(files[i].model);
     }
     device->ops->close(device);
     return failed;
