@@ -160,6 +160,43 @@ static void moelora_is_read(void **state)
     maker_release(&m);
 }
 
+static void moelora_thresholds_are_read(void **state)
+{
+    (void)state;
+#define T "{\"peft_type\":\"MOELORA\",\"lora_alpha\":3,\"gate\":"
+    static const char ada[] = T "\"ada_threshold\",\"max_threshold\":0.5}";
+    static const char fixed[] = T "\"threshold\",\"threshold\":0.25}";
+#undef T
+    struct adapter_base base = small_base();
+    for (int adaptive = 0; adaptive < 2; adaptive++) {
+        struct adapter_maker m = {0};
+        maker_moelora(&m, 4, 2, 1);
+        for (int layer = 0; layer < 2 && adaptive; layer++) {
+            for (int v = 0; v < 2; v++) {
+                const char *p = "base_model.model.model.layers.%d.self_attn.%c_proj.moe_threshold.%s";
+                maker_add(&m, DTYPE_F16, 1, 16, 7, p, layer, "qv"[v], "weight");
+                maker_add(&m, DTYPE_F32, 1, 1, 8, p, layer, "qv"[v], "bias");
+            }
+        }
+        struct strbuf bytes = {0};
+        struct adapter_bundle *b = NULL;
+        struct error err = {0};
+        if (read_made(&m, adaptive ? ada : fixed, &base, &bytes, &b, &err)) fail_msg("%s", err.message);
+        const struct lr_site_source *s = b->sites[PROJ_V];
+        assert_int_equal(s->rule, adaptive ? GATE_ADA_THRESHOLD : GATE_THRESHOLD);
+        assert_true(s->threshold == (adaptive ? 0.5f : 0.25f));
+        assert_true(!s->threshold_row == !adaptive);
+        if (adaptive) {
+            const struct safetensor *t =
+                maker_find(&m, "base_model.model.model.layers.0.self_attn.v_proj.moe_threshold.bias");
+            assert_memory_equal(&s->threshold_bias, t->data, sizeof s->threshold_bias);
+        }
+        adapter_bundle_free(b);
+        strbuf_release(&bytes);
+        maker_release(&m);
+    }
+}
+
 static void mixed_types_become_f32(void **state)
 {
     (void)state;
@@ -515,17 +552,12 @@ static void maxima_are_kept(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(peft_files_give_pefts_deltas),
-        cmocka_unit_test(moelora_is_read),
-        cmocka_unit_test(mixed_types_become_f32),
-        cmocka_unit_test(width_is_that_of_the_widest_group),
-        cmocka_unit_test(configurations_are_refused),
-        cmocka_unit_test(moelora_configurations_are_refused),
-        cmocka_unit_test(no_tensors_are_refused),
-        cmocka_unit_test(lora_tensors_are_refused),
-        cmocka_unit_test(nan_in_halves_is_refused),
-        cmocka_unit_test(moelora_tensors_are_refused),
-        cmocka_unit_test(maxima_are_kept),
+        cmocka_unit_test(peft_files_give_pefts_deltas),       cmocka_unit_test(moelora_is_read),
+        cmocka_unit_test(moelora_thresholds_are_read),        cmocka_unit_test(mixed_types_become_f32),
+        cmocka_unit_test(width_is_that_of_the_widest_group),  cmocka_unit_test(configurations_are_refused),
+        cmocka_unit_test(moelora_configurations_are_refused), cmocka_unit_test(no_tensors_are_refused),
+        cmocka_unit_test(lora_tensors_are_refused),           cmocka_unit_test(nan_in_halves_is_refused),
+        cmocka_unit_test(moelora_tensors_are_refused),        cmocka_unit_test(maxima_are_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
