@@ -65,8 +65,12 @@ static void sites_print(struct strbuf *out, const struct adapter_bundle *b)
     strbuf_printf(out, "targets     %s\n", b->targets);
     range_print(out, "rank", &rank);
     range_print(out, "experts", &experts);
+    bool of_ffn = some->rule == GATE_FFN;
+    for (int l = 0; l < b->layers && of_ffn; l++)
+        if (b->ffn[l]) some = b->ffn[l];
     strbuf_printf(out, "gate        %s", rule_names[some->rule]);
     if (some->rule == GATE_TOPK || some->rule == GATE_TOPK_RAW) strbuf_printf(out, ", top %d", b->top_k);
+    if (of_ffn) strbuf_printf(out, ", of whole FFNs");
     strbuf_putc(out, '\n');
 }
 

@@ -267,7 +267,7 @@ static enum status site_build(const struct build *bd, const struct part *part, s
     b->site_count++;
     if ((*slot)->rank > b->rank_max) b->rank_max = (*slot)->rank;
     if ((*slot)->experts > b->experts_max) b->experts_max = (*slot)->experts;
-    if ((*slot)->top_k > b->top_k) b->top_k = (*slot)->top_k;
+    if ((*slot)->rule != GATE_FFN && (*slot)->top_k > b->top_k) b->top_k = (*slot)->top_k;
     for (size_t i = 0; i < count; i++) b->parameters += part[i].rows * part[i].cols;
     return ST_OK;
 }

@@ -1,8 +1,10 @@
 /* Adapters of every format that is read, against independent forwards of each in fp32 (tests/fixtures/
  * make_formats.py), and what is refused of each. */
+#include "adapters/inspect.h"
 #include "tests/support/adapter_maker.h"
 #include "tests/support/cases.h"
 #include "tests/support/check.h"
+#include "tests/support/fixture.h"
 #include "tests/support/gguf_writer.h"
 
 #include <math.h>
@@ -64,6 +66,35 @@ static void every_format_at_every_level(void **state)
     (void)state;
     for (int level = CPU_REFERENCE; level <= (int)cpu_level_supported(); level++)
         check_level((enum cpu_level)level);
+}
+
+static void inspect_knows_every_format(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path, *text;
+    } cases[] = {
+        {"dora", "format      peft-lora\n"},
+        {"gguf_lora/adapter.gguf", "format      gguf-lora\n"},
+        {"hydralora", "gate        dense\n"},
+        {"adamole", "gate        ada_threshold\n"},
+        {"mole_threshold", "gate        threshold\n"},
+        {"mola", "rank        1 to 3\n"},
+        {"coin", "rank        2\n"},
+        {"moe_peft_mola", "gate        topk, top 2\n"},
+        {"moe_peft_loramoe", "experts     1 to 3\n"},
+        {"mixlora", "gate        topk, top 2, of whole FFNs\n"},
+        {"mixlora_dynamic", "gate        top_p, of whole FFNs\n"},
+        {"mixlora_legacy", "targets     q_proj, gate_proj, up_proj, down_proj\n"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct test_path part = test_path("formats/%s", cases[i].path), path = fixture_path(part.text);
+        struct strbuf text = {0};
+        struct error err;
+        assert_ok(adapter_inspect(path.text, &text, &err), err);
+        if (!strstr(text.data, cases[i].text)) fail_msg("'%s' is not in: %s", cases[i].text, text.data);
+        strbuf_release(&text);
+    }
 }
 
 /* --- what is refused --- */
@@ -518,6 +549,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_format_at_every_level),
+        cmocka_unit_test(inspect_knows_every_format),
         cmocka_unit_test(hydralora_is_refused),
         cmocka_unit_test(adamole_is_refused),
         cmocka_unit_test(copies_are_left_out),
