@@ -24,9 +24,10 @@ def solo_outputs(server):
     """By version, the tokens that it gives alone."""
     outputs = {}
     for fixture in FIXTURE_NAMES:
-        version = server.upload("solo", adapter_files(fixture)).json()["version"]
-        outputs[version] = server.complete(**body("solo", False))["choices"][0]["token_ids"]
-    assert server.call("DELETE", "/v1/adapters/solo").status == 200
+        name = f"solo-{fixture}"  # which shares nothing with the others
+        version = server.upload(name, adapter_files(fixture)).json()["version"]
+        outputs[version] = server.complete(**body(name, False))["choices"][0]["token_ids"]
+        assert server.call("DELETE", f"/v1/adapters/{name}").status == 200
     assert len({tuple(o) for o in outputs.values()}) == len(FIXTURE_NAMES)
     return outputs
 

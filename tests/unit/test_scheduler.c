@@ -147,6 +147,118 @@ static void test_prompts_take_turns(void **state)
     scheduler_free(s);
 }
 
+/* --- shared pages --- */
+
+static struct scheduler *sharing_make(int running_max, int prefill_rows, int pages)
+{
+    struct scheduler_config c = {running_max, 100, prefill_rows, pages, true};
+    struct scheduler *s = scheduler_new(&c);
+    assert_non_null(s);
+    return s;
+}
+
+/* What the step's rows filled is published. Tokens after the prompt count up from its length. */
+static void publish(struct scheduler *s, struct sched_seq *q)
+{
+    int32_t token[KV_PAGE_TOKENS];
+    int first;
+    while ((first = scheduler_page_full(s, q)) >= 0) {
+        for (int i = 0; i < KV_PAGE_TOKENS; i++)
+            token[i] = first + i < q->prompt_count ? q->prompt[first + i] : first + i;
+        scheduler_publish(s, q, token);
+    }
+}
+
+static void test_equal_prompts_are_read_once(void **state)
+{
+    (void)state;
+    int32_t prompt[100] = {0};
+    struct scheduler *s = sharing_make(4, 50, 100);
+    struct sched_seq a = seq_of(100, 1), b = a, c = a;
+    const struct step_entry *e;
+    a.prompt = b.prompt = c.prompt = prompt;
+    c.reads_all = true;
+    add(s, &a);
+    add(s, &b);
+    while (scheduler_admit(s)) {}
+    int n = scheduler_compose(s, &e);
+    assert_int_equal(rows_of(e, n, &a), 50);
+    assert_int_equal(rows_of(e, n, &b), 0);
+    publish(s, &a);
+
+    /* The first goes away in the middle of a page: what it had published is used. */
+    scheduler_remove(s, &a);
+    n = scheduler_compose(s, &e);
+    assert_int_equal(b.cached, 48);
+    assert_int_equal(rows_of(e, n, &b), 50);
+    publish(s, &b);
+    n = scheduler_compose(s, &e);
+    assert_int_equal(rows_of(e, n, &b), 2);
+    publish(s, &b);
+
+    add(s, &a);
+    add(s, &c);
+    while (scheduler_admit(s)) {}
+    assert_int_equal(a.done, 96); /* the last page holds the last token, which is read */
+    assert_int_equal(a.cached, 96);
+    assert_int_equal(c.done, 0);
+    n = scheduler_compose(s, &e);
+    assert_int_equal(rows_of(e, n, &a), 4);
+    assert_int_equal(rows_of(e, n, &c), 46);
+    publish(s, &a);
+    publish(s, &c);
+    scheduler_remove(s, &a);
+    scheduler_remove(s, &b);
+    scheduler_remove(s, &c);
+    assert_int_equal(scheduler_pages_unused(s), 100);
+    scheduler_free(s);
+}
+
+#define READERS 200
+
+/* Prompts of a few kinds come and go; each that stays is read to its end, and no step is empty. */
+static void test_readers_of_the_same(void **state)
+{
+    (void)state;
+    static int32_t prompt[3][120];
+    struct test_random r = {5};
+    struct scheduler *s = sharing_make(7, 19, 40);
+    struct sched_seq *q = calloc(READERS, sizeof *q);
+    uint64_t rows = 0, wanted = 0, cached = 0;
+    for (int i = 0; i < 3; i++)
+        for (int k = 40; k < 120; k++) prompt[i][k] = i; /* the first 40 are equal */
+    for (int added = 0; added < READERS || scheduler_running(s) > 0;) {
+        while (added < READERS && scheduler_waiting(s) < 5) {
+            q[added] = seq_of(1 + (int)random_below(&r, 120), (int)random_below(&r, 30));
+            q[added].prompt = prompt[random_below(&r, 3)];
+            q[added].space.salt.word[0] = random_below(&r, 4) == 0;
+            q[added].reads_all = random_below(&r, 8) == 0;
+            add(s, &q[added++]);
+        }
+        while (scheduler_admit(s)) {}
+        const struct step_entry *e;
+        int n = scheduler_compose(s, &e);
+        assert_true(n > 0);
+        for (int i = 0; i < n; i++) {
+            struct sched_seq *seq = e[i].seq;
+            assert_int_equal(e[i].first + e[i].rows, seq->done);
+            publish(s, seq);
+            if (e[i].first < seq->prompt_count) rows += (uint64_t)e[i].rows;
+            bool leaves = random_below(&r, 40) == 0;
+            if (!leaves && seq->done < seq->tokens_max) continue;
+            wanted += (uint64_t)(seq->done < seq->prompt_count ? seq->done : seq->prompt_count);
+            cached += (uint64_t)seq->cached;
+            assert_true(!seq->reads_all || seq->cached == 0);
+            scheduler_remove(s, seq);
+        }
+    }
+    assert_int_equal(rows + cached, wanted);
+    assert_true(cached > wanted / 4);
+    assert_int_equal(scheduler_pages_unused(s), 40);
+    scheduler_free(s);
+    free(q);
+}
+
 #define POOL 40
 #define RUNNING_MAX 6
 #define PREFILL_ROWS 11
@@ -254,6 +366,8 @@ int main(void)
         cmocka_unit_test(test_batch_limit),
         cmocka_unit_test(test_long_prompt_blocks_nobody),
         cmocka_unit_test(test_prompts_take_turns),
+        cmocka_unit_test(test_equal_prompts_are_read_once),
+        cmocka_unit_test(test_readers_of_the_same),
         cmocka_unit_test(test_random_worlds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
