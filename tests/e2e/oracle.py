@@ -1,4 +1,4 @@
-"""The expected logits of tests/fixtures/logits, without packages beyond Python's own."""
+"""The expected logits of tests/fixtures/logits or formats, without packages beyond Python's own."""
 
 import array
 import functools
@@ -9,21 +9,21 @@ from server import FIXTURES
 
 
 @functools.cache
-def cases():
-    listed = json.loads((FIXTURES / "logits" / "cases.json").read_text())["cases"]
+def cases(folder="logits"):
+    listed = json.loads((FIXTURES / folder / "cases.json").read_text())["cases"]
     return {case["name"]: case for case in listed}
 
 
 @functools.cache
-def _file(name):
-    data = (FIXTURES / "logits" / f"{name}.safetensors").read_bytes()
+def _file(name, folder):
+    data = (FIXTURES / folder / f"{name}.safetensors").read_bytes()
     header_size = int.from_bytes(data[:8], "little")
     return json.loads(data[8:8 + header_size]), memoryview(data)[8 + header_size:]
 
 
-def rows(file, name):
+def rows(file, name, folder="logits"):
     """The rows of an F32 matrix."""
-    header, data = _file(file)
+    header, data = _file(file, folder)
     entry = header[name]
     values = array.array("f")
     values.frombytes(data[slice(*entry["data_offsets"])])
@@ -31,10 +31,10 @@ def rows(file, name):
     return [values[r * width:(r + 1) * width] for r in range(count)]
 
 
-def logprobs(name):
+def logprobs(name, folder="logits"):
     """Of one case: by position, the log-probability of each next token."""
     result = []
-    for row in rows(cases()[name]["model"], name):
+    for row in rows(cases(folder)[name]["model"], name, folder):
         top = max(row)
         total = top + math.log(math.fsum(math.exp(v - top) for v in row))
         result.append([v - total for v in row])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import oracle
-from server import adapter_files, eventually, pack_multipart, pack_tar
+from server import FIXTURES, adapter_files, eventually, pack_multipart, pack_tar
 
 USED = ["lora_gqa_tied", "lora_rslora", "moe_topk", "moe_dense", "moe_raw"]
 
@@ -18,9 +18,9 @@ def loaded(server):
     return server
 
 
-def check_against_oracle(server, case_name):
+def check_against_oracle(server, case_name, folder="logits"):
     """Every prompt token's log-probability, and the first greedy token."""
-    case, expected = oracle.cases()[case_name], oracle.logprobs(case_name)
+    case, expected = oracle.cases(folder)[case_name], oracle.logprobs(case_name, folder)
     answer = server.complete(prompt=case["prompt"], max_tokens=1, prompt_logprobs=0, return_token_ids=True,
                              adapters=[{"name": m["adapter"], "weight": m["weight"]} for m in case["set"]])
     [choice] = answer["choices"]
@@ -39,6 +39,23 @@ CASES = [name for name, case in oracle.cases().items() if case["model"] == "gqa_
 @pytest.mark.parametrize("case_name", CASES)
 def test_answers_are_the_oracle_s(loaded, case_name):
     check_against_oracle(loaded, case_name)
+
+
+@pytest.mark.parametrize("name, format", [
+    ("dora", "peft-lora"), ("gguf_lora", "gguf-lora"), ("adamole", "adamole"), ("hydralora", "hydralora"),
+    ("mixlora", "mixlora"), ("mixlora_dynamic", "mixlora")])
+def test_formats_of_other_projects(server, name, format):
+    folder = FIXTURES / "formats" / name
+    gguf = folder / "adapter.gguf"
+    if gguf.exists():
+        reply = server.call("PUT", f"/v1/adapters/{name}", gguf.read_bytes(),
+                            {"Content-Type": "application/octet-stream"})
+    else:
+        reply = server.upload(name, {file.name: file.read_bytes() for file in folder.iterdir()})
+    assert reply.status == 201, reply.body
+    assert reply.json()["format"] == format
+    check_against_oracle(server, name, "formats")
+    assert server.call("DELETE", f"/v1/adapters/{name}").status in (200, 204)
 
 
 def test_ways_to_name_an_adapter(loaded):
