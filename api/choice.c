@@ -1,6 +1,7 @@
 #include "api/completion.h"
 #include "api/parse.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,7 +38,8 @@ static void choices_add(struct parse *p, struct choices *c, const char *text, co
 static bool choice_equal(const struct adapter_choice *a, const struct adapter_choice *b)
 {
     const char *va = a->version ? a->version : "", *vb = b->version ? b->version : "";
-    return !strcmp(a->name, b->name) && !strcmp(va, vb) && a->weight == b->weight;
+    bool same_name = a->name && b->name ? !strcmp(a->name, b->name) : a->name == b->name;
+    return same_name && a->number == b->number && !strcmp(va, vb) && a->weight == b->weight;
 }
 
 static bool choices_equal(const struct choices *a, const struct choices *b)
@@ -94,6 +96,39 @@ static bool parse_set(struct parse *p, struct choices *c)
     return true;
 }
 
+/* llama.cpp's: adapters by their numbers. */
+static void parse_number_entry(struct parse *p, const cJSON *entry, struct choices *c)
+{
+    int number = -1;
+    double scale = 1;
+    struct parse inner = {.body = entry, .err = p->err};
+    if (cJSON_IsObject(entry)) {
+        parse_int(&inner, "id", 0, INT_MAX, &number);
+        parse_f64(&inner, "scale", -100, 100, &scale);
+    }
+    if (inner.failed)
+        p->failed = true;
+    else if (number < 0)
+        parse_fail(p, ST_INVALID, "lora",
+                   "'lora' entries must be {\"id\": 1, \"scale\": 1}; see GET /lora-adapters");
+    for (size_t i = 0; i < c->count && !p->failed; i++)
+        if (c->items[i].number == number) parse_fail(p, ST_INVALID, "lora", "'lora' has id %d twice", number);
+    if (!p->failed) c->items[c->count++] = (struct adapter_choice){.number = number, .weight = (float)scale};
+}
+
+static bool parse_numbers(struct parse *p, struct choices *c)
+{
+    const cJSON *v = json_get(p->body, "lora");
+    if (!v) return false;
+    if (!cJSON_IsArray(v) || cJSON_GetArraySize(v) > COMPLETION_ADAPTERS_MAX) {
+        parse_fail(p, ST_INVALID, "lora", "'lora' must be an array of at most %d entries",
+                   COMPLETION_ADAPTERS_MAX);
+        return false;
+    }
+    for (const cJSON *e = v->child; e && !p->failed; e = e->next) parse_number_entry(p, e, c);
+    return v->child != NULL;
+}
+
 static bool parse_adapter_id(struct parse *p, struct choices *c)
 {
     const char *id = NULL;
@@ -118,12 +153,13 @@ static bool parse_model(struct parse *p, const char *base_name, const char **mod
 
 void parse_adapter_choice(struct parse *p, const char *base_name, struct completion_request *r)
 {
-    enum { SET, ID, MODEL, WAYS };
-    static const char *const param[WAYS] = {"adapters", "adapter_id", "model"};
+    enum { SET, NUMBERS, ID, MODEL, WAYS };
+    static const char *const param[WAYS] = {"adapters", "lora", "adapter_id", "model"};
     struct choices c[WAYS] = {0};
     bool given[WAYS] = {0};
     if (p->failed) return;
     given[SET] = parse_set(p, &c[SET]);
+    given[NUMBERS] = parse_numbers(p, &c[NUMBERS]);
     given[ID] = parse_adapter_id(p, &c[ID]);
     given[MODEL] = parse_model(p, base_name, &r->model, &c[MODEL]);
 

@@ -28,7 +28,8 @@ struct message {
 };
 
 struct adapter_choice {
-    char *name;    /* owned */
+    char *name;    /* owned; NULL: by its number */
+    int64_t number;
     char *version; /* owned; NULL: the current one */
     float weight;
 };

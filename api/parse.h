@@ -39,7 +39,7 @@ void parse_messages(struct parse *p, struct message **out, size_t *count_out);
 void messages_free(struct message *messages, size_t count);
 
 struct completion_request;
-/* `adapters`, `adapter_id` and `model`: which adapters to use. */
+/* `adapters`, `lora`, `adapter_id` and `model`: which adapters to use. */
 void parse_adapter_choice(struct parse *p, const char *base_name, struct completion_request *r);
 
 /* Refuses parameters that would change the answer and are not done here. */

@@ -47,8 +47,6 @@ static const struct refused refused[] = {
     {"repeat_penalty", 1, NULL, "use 'repetition_penalty'"},
     {"n_predict", -1, NULL, "use 'max_tokens'"},
     {"max_new_tokens", 0, NULL, "use 'max_tokens'"},
-    {"lora", 0, NULL,
-     "it needs numbers for adapters; name them with 'adapters': [{\"name\": ..., \"weight\": ...}]"},
 };
 
 /* Of the other endpoint: silently ignored they would mislead. */

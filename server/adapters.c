@@ -1,4 +1,4 @@
-/* Lists of models and adapters, and their removal: each one task over the registry. */
+/* Lists of models and adapters, and changes without new files: each one task over the registry. */
 #include "server/adapters.h"
 
 #include "api/response.h"
@@ -7,26 +7,58 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One request about a name, or about all. */
-struct lookup {
-    struct call call;
-    char name[160];
-};
-
-static void lookup_start(struct exchange *x, void (*work)(struct call *))
+bool condition_take(const struct exchange *x, struct condition *out, struct api_error *err)
 {
+    const char *match = exchange_header(x, "If-Match"), *query = exchange_query(x, "expected_version");
+    const char *text = match ? match : query;
+    size_t n = text ? strlen(text) : 0;
+    struct condition c = {.given = text};
+    if (n >= 2 && text[0] == '"' && text[n - 1] == '"') {
+        text++;
+        n -= 2;
+    }
+    if ((match && query) || n >= sizeof c.version || (match && (!n || !strcmp(match, "*")))) {
+        api_error_set(err, 400, "invalid_value", "expected_version",
+                      "expected version: send one of If-Match: \"version\" or ?expected_version=version");
+        return false;
+    }
+    if (text) memcpy(c.version, text, n);
+    *out = c;
+    return true;
+}
+
+const char *condition_version(const struct condition *c) { return c->given ? c->version : NULL; }
+
+static void lookup_release(struct call *c) { adapter_request_release(&((struct lookup *)c)->request); }
+
+/* kind NULL: no body. */
+static void start(struct exchange *x, const enum adapter_request_kind *kind, void (*work)(struct call *))
+{
+    struct api_error err = {0};
+    size_t size = 0;
     struct lookup *l = calloc(1, sizeof *l);
-    if (!l) {
-        struct api_error err = {0};
-        api_error_from(&err, ST_NOMEM, NULL, NULL);
+    if (!l) api_error_from(&err, ST_NOMEM, NULL, NULL);
+    const char *body = kind ? exchange_body(x, &size) : NULL;
+    if (!l || !condition_take(x, &l->condition, &err) ||
+        (kind && !adapter_request_parse(*kind, body, size, &l->request, &err))) {
+        free(l);
         exchange_reply_error(x, &err);
         return;
     }
     snprintf(l->name, sizeof l->name, "%s", exchange_param(x));
     l->call.work = work;
+    l->call.release = lookup_release;
     call_start(x, &l->call);
 }
 
+void lookup_start(struct exchange *x, void (*work)(struct call *)) { start(x, NULL, work); }
+
+void lookup_start_with(struct exchange *x, enum adapter_request_kind kind, void (*work)(struct call *))
+{
+    start(x, &kind, work);
+}
+
+static struct lookup *lookup_of(struct call *c) { return (struct lookup *)c; }
 static const char *name_of(const struct call *c) { return ((const struct lookup *)c)->name; }
 
 void adapter_not_found(struct api_error *err, const char *name, const char *param)
@@ -34,14 +66,25 @@ void adapter_not_found(struct api_error *err, const char *name, const char *para
     api_error_set(err, 404, "model_not_found", param, "there is no adapter '%.128s'", name);
 }
 
-/* true: *st was an error, now in c->error. */
+void adapter_put_failed(struct api_error *err, enum status st, const struct error *cause)
+{
+    api_error_from(err, st, cause, NULL);
+    if (st == ST_BAD_FORMAT || st == ST_UNSUPPORTED) {
+        err->http = 422;
+        err->code = "adapter_rejected";
+    }
+}
+
+bool lookup_failed(struct lookup *l, enum status st, const struct error *cause)
+{
+    if (st) api_error_from(&l->call.error, st, cause, st == ST_NOT_FOUND ? "name" : NULL);
+    if (st == ST_NOT_FOUND) l->call.error.code = "model_not_found";
+    return st != ST_OK;
+}
+
 static bool call_failed(struct call *c, enum status st, const struct error *cause)
 {
-    if (st == ST_NOT_FOUND)
-        adapter_not_found(&c->error, name_of(c), "name");
-    else if (st)
-        api_error_from(&c->error, st, cause, NULL);
-    return st != ST_OK;
+    return lookup_failed(lookup_of(c), st, cause);
 }
 
 static struct adapter_version_entry version_entry(const struct version_info *v)
@@ -155,8 +198,11 @@ static void get_one(struct call *c,
     struct error cause = {0};
     if (call_failed(c, registry_get(c->service->registry, TENANT, name_of(c), &info, &cause), &cause)) return;
     write(&c->body, c->service, &info);
+    memcpy(c->version, info.versions[0].record.version, sizeof c->version);
     adapter_info_release(&info);
 }
+
+void lookup_answer_info(struct lookup *l) { get_one(&l->call, write_as_adapter); }
 
 static void work_model(struct call *c)
 {
@@ -173,9 +219,33 @@ static void work_adapter(struct call *c) { get_one(c, write_as_adapter); }
 static void work_delete(struct call *c)
 {
     struct error cause = {0};
-    if (call_failed(c, registry_delete(c->service->registry, TENANT, name_of(c), NULL, &cause), &cause))
-        return;
+    enum status st = registry_delete(c->service->registry, TENANT, name_of(c),
+                                     condition_version(&lookup_of(c)->condition), &cause);
+    if (call_failed(c, st, &cause)) return;
     strbuf_printf(&c->body, "{\"name\": \"%s\", \"object\": \"adapter\", \"deleted\": true}", name_of(c));
+}
+
+static void work_rollback(struct call *c)
+{
+    struct lookup *l = lookup_of(c);
+    const char *expected = condition_version(&l->condition);
+    struct put_result result;
+    struct error cause = {0};
+    if (!expected) expected = l->request.expected_version;
+    enum status st = registry_rollback(c->service->registry, TENANT, l->name, l->request.version, expected,
+                                       &result, &cause);
+    if (!call_failed(c, st, &cause)) lookup_answer_info(l);
+}
+
+static void work_change(struct call *c)
+{
+    struct lookup *l = lookup_of(c);
+    const struct adapter_request *r = &l->request;
+    struct adapter_change change = {r->description, r->has_pinned ? &r->pinned : NULL,
+                                    r->has_keep_versions ? &r->keep_versions : NULL};
+    struct error cause = {0};
+    enum status st = registry_change(c->service->registry, TENANT, l->name, &change, &cause);
+    if (!call_failed(c, st, &cause)) lookup_answer_info(l);
 }
 
 void models_get(struct exchange *x) { lookup_start(x, work_models); }
@@ -183,3 +253,5 @@ void model_get(struct exchange *x) { lookup_start(x, work_model); }
 void adapters_get(struct exchange *x) { lookup_start(x, work_adapters); }
 void adapter_get(struct exchange *x) { lookup_start(x, work_adapter); }
 void adapter_delete(struct exchange *x) { lookup_start(x, work_delete); }
+void adapter_rollback(struct exchange *x) { lookup_start_with(x, ADAPTER_ROLLBACK, work_rollback); }
+void adapter_change(struct exchange *x) { lookup_start_with(x, ADAPTER_CHANGE, work_change); }

@@ -38,6 +38,7 @@ void registry_config_fill(const struct config *c, const struct engine *e, struct
         .device = device,
         .resident_bytes = c->adapter_bytes,
         .upload_bytes_max = c->upload_bytes,
+        .keep_versions = c->keep_versions,
         .lr_width_max = c->lr_width,
         .base = {.layers = s->layers,
                  .heads = s->heads,

@@ -166,6 +166,11 @@ static void complete(struct exchange *x, bool chat)
         exchange_reply_error(x, &err);
         return;
     }
+    if (!job_name_adapters(j)) {
+        job_fail(j, &j->error);
+        job_free(j);
+        return;
+    }
     j->working = true;
     if (job_try_leases(j) && text_bytes(&j->request) <= INLINE_TEXT_BYTES) {
         job_prepare(j);

@@ -16,9 +16,10 @@ struct config {
     bool no_prefix_cache;
     /* server */
     const char *file, *data, *listen, *model_name, *log_level;
+    const char *adapter_root; /* NULL: clients name no paths of this machine */
     bool insecure_listen;
     size_t adapter_bytes, upload_bytes;
-    int rank_max, experts_max, max_connections, drain_seconds;
+    int rank_max, experts_max, keep_versions, max_connections, drain_seconds;
     /* generate */
     struct option_list adapters;
     bool chat;

@@ -216,7 +216,8 @@ static enum MHD_Result queue_answer(struct exchange *x)
     return MHD_queue_response(x->connection, (unsigned)x->status, x->response);
 }
 
-/* Must a refused request be answered before its body? Its client waits for that, or would send too much of it. */
+/* Must a refused request be answered before its body? Its client waits for that, or would send too much of
+ * it. */
 static bool refuse_body(const struct exchange *x)
 {
     return exchange_header(x, MHD_HTTP_HEADER_EXPECT) || announced_bytes(x) > BODY_DRAIN_MAX;
@@ -375,6 +376,7 @@ static ssize_t read_stream(void *cls, uint64_t at, char *buffer, size_t max)
         return (ssize_t)n;
     }
     if (x->ended) return MHD_CONTENT_READER_END_OF_STREAM;
+    if (x->on_drained && x->on_close) x->on_drained(x->held);
     suspend(x);
     return x->gone ? MHD_CONTENT_READER_END_WITH_ERROR : 0;
 }
@@ -405,3 +407,11 @@ void exchange_end(struct exchange *x)
     if (x->out.failed || x->out.size - x->out_at > EXCHANGE_BACKLOG_MAX) exchange_cut(x);
     wake(x);
 }
+
+void exchange_abort(struct exchange *x)
+{
+    x->on_close = NULL;
+    exchange_cut(x);
+}
+
+void exchange_on_drained(struct exchange *x, void (*on_drained)(void *ctx)) { x->on_drained = on_drained; }

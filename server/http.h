@@ -86,6 +86,11 @@ void exchange_stream(struct exchange *x, const char *type);
  * EXCHANGE_BACKLOG_MAX waits; the caller should cancel and end. */
 bool exchange_write(struct exchange *x, struct strbuf *bytes);
 void exchange_end(struct exchange *x);
+/* Instead of exchange_end, where the rest cannot come: the client sees a cut connection. */
+void exchange_abort(struct exchange *x);
+/* on_drained(held ctx) is called when the client has taken all that was written, and at the start: the time
+ * to get more. It may come more than once. Set before exchange_stream. */
+void exchange_on_drained(struct exchange *x, void (*on_drained)(void *ctx));
 #define EXCHANGE_BACKLOG_MAX ((size_t)16 << 20)
 
 #endif

@@ -52,6 +52,7 @@ struct exchange {
     struct strbuf out; /* of a stream: bytes from out_at on still wait */
     size_t out_at;
     bool streaming, ended;
+    void (*on_drained)(void *ctx); /* may be NULL */
 };
 
 /* http.c */

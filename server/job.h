@@ -83,6 +83,8 @@ void job_ping_all(struct service *s);
 
 /* prepare.c: leases and tokens, into j->error on failure. Any thread, while the loop leaves the job alone. */
 void job_prepare(struct job *j);
+/* Names the adapters that were given by number; false, with j->error, where there is none of that number. */
+bool job_name_adapters(struct job *j);
 /* Without blocking: false where a worker must do it. */
 bool job_try_leases(struct job *j);
 

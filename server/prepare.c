@@ -7,6 +7,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool job_name_adapters(struct job *j)
+{
+    for (size_t i = 0; i < j->request.adapter_count; i++) {
+        struct adapter_choice *c = &j->request.adapters[i];
+        char name[ADAPTER_NAME_MAX + 1];
+        if (c->name) continue;
+        if (registry_name(j->service->registry, TENANT, c->number, name))
+            api_error_set(&j->error, 404, "model_not_found", "lora",
+                          "there is no adapter with id %lld: see GET /lora-adapters", (long long)c->number);
+        else if (!(c->name = strdup(name)))
+            api_error_from(&j->error, ST_NOMEM, NULL, NULL);
+        if (j->error.http) return false;
+    }
+    return true;
+}
+
 bool job_try_leases(struct job *j)
 {
     bool all = true;

@@ -19,7 +19,14 @@ const struct route server_routes[] = {
     {"GET", "/v1/adapters/{name}", .handle = adapter_get},
     {"PUT", "/v1/adapters/{name}", BODY_STREAM, SIZE_MAX, adapter_put_end, adapter_put_begin,
      adapter_put_data},
+    {"PATCH", "/v1/adapters/{name}", BODY_JSON, MIB, adapter_change},
     {"DELETE", "/v1/adapters/{name}", .handle = adapter_delete},
+    {"POST", "/v1/adapters/{name}/rollback", BODY_JSON, MIB, adapter_rollback},
+    {"GET", "/v1/adapters/{name}/download", .handle = adapter_download},
+    {"GET", "/lora-adapters", .handle = lora_adapters_get},
+    {"POST", "/lora-adapters", .handle = lora_adapters_post},
+    {"POST", "/v1/load_lora_adapter", BODY_JSON, MIB, lora_load_post},
+    {"POST", "/v1/unload_lora_adapter", BODY_JSON, MIB, lora_unload_post},
 };
 const size_t server_route_count = sizeof server_routes / sizeof *server_routes;
 

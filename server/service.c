@@ -85,13 +85,22 @@ static void call_work(struct task *t)
     c->work(c);
 }
 
+void exchange_add_etag(struct exchange *x, const char *version)
+{
+    char etag[ADAPTER_VERSION_HEX + 3];
+    snprintf(etag, sizeof etag, "\"%s\"", version);
+    exchange_add_header(x, "ETag", etag);
+}
+
 static void call_done(struct task *t)
 {
     struct call *c = (struct call *)t;
-    if (c->x && c->error.http)
+    if (c->x && c->error.http) {
         exchange_reply_error(c->x, &c->error);
-    else if (c->x)
-        exchange_reply(c->x, c->status, "application/json", &c->body);
+    } else if (c->x) {
+        if (c->version[0]) exchange_add_etag(c->x, c->version);
+        exchange_reply(c->x, c->status, c->type, &c->body);
+    }
     if (c->release) c->release(c);
     strbuf_release(&c->body);
     free(c);
@@ -104,6 +113,7 @@ void call_start(struct exchange *x, struct call *c)
     c->x = x;
     c->service = service_of(x);
     c->status = 200;
+    c->type = "application/json";
     exchange_hold(x, c, call_forget);
     task_start(c->service, &c->task, call_work, call_done);
 }

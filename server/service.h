@@ -74,12 +74,17 @@ struct call {
     struct task task;
     struct exchange *x; /* NULL when the client is gone; not for work */
     struct service *service;
-    int status; /* 200 unless work sets another */
+    int status;                            /* 200 unless work sets another */
+    const char *type;                      /* of the body, JSON unless work sets another */
+    char version[ADAPTER_VERSION_HEX + 1]; /* the ETag, unless empty */
     struct strbuf body;
     struct api_error error; /* http != 0: answered instead */
     void (*work)(struct call *c);
     void (*release)(struct call *c);
 };
 void call_start(struct exchange *x, struct call *c);
+
+/* ETag: "version" */
+void exchange_add_etag(struct exchange *x, const char *version);
 
 #endif

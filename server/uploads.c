@@ -15,9 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define FLUSH_BYTES          ((size_t)1 << 20)
-#define FORM_BUFFER_BYTES    ((size_t)64 << 10)
-#define FORM_FIELD_BYTES_MAX 64
+#define FLUSH_BYTES       ((size_t)1 << 20)
+#define FORM_BUFFER_BYTES ((size_t)64 << 10)
 
 /* A file of the upload's folder. */
 struct sink {
@@ -36,9 +35,8 @@ struct put {
     struct upload *upload;
     struct sink sinks[SINK_COUNT];
     struct MHD_PostProcessor *form; /* of multipart/form-data; NULL: the body goes to SINK_BODY as it is */
-    bool has_expected;
-    char expected[FORM_FIELD_BYTES_MAX + 1]; /* version; "": the name must be new */
-    size_t expected_size;                    /* while the form's field comes in */
+    struct condition condition;     /* version "": the name must be new */
+    size_t field_size;              /* of it, while the form's field comes in */
     size_t seen;
     bool working, closing;
     struct api_error error; /* http != 0: failed */
@@ -50,12 +48,7 @@ struct put {
 
 static void put_fail(struct put *p, enum status st, const struct error *cause)
 {
-    if (p->error.http) return;
-    api_error_from(&p->error, st, cause, NULL);
-    if (st == ST_BAD_FORMAT || st == ST_UNSUPPORTED) { /* not of the request, but of the adapter in it */
-        p->error.http = 422;
-        p->error.code = "adapter_rejected";
-    }
+    if (!p->error.http) adapter_put_failed(&p->error, st, cause);
 }
 
 static void put_fail_errno(struct put *p, const char *name)
@@ -116,7 +109,7 @@ static void work_publish(struct task *t)
     write_all(p);
     if (p->error.http) return;
     enum status st =
-        registry_put(r, TENANT, p->name, p->upload, p->has_expected ? p->expected : NULL, &p->result, &cause);
+        registry_put(r, TENANT, p->name, p->upload, condition_version(&p->condition), &p->result, &cause);
     struct adapter_info info;
     if (!st && !(st = registry_get(r, TENANT, p->name, &info, &cause))) {
         adapter_info_write(&p->answer, &info);
@@ -174,15 +167,14 @@ static void ready_for_more(struct task *t)
 static void published(struct task *t)
 {
     struct put *p = put_of(t);
-    char etag[ADAPTER_VERSION_HEX + 3], version[ADAPTER_NAME_MAX + ADAPTER_VERSION_HEX + 2];
+    char version[ADAPTER_NAME_MAX + ADAPTER_VERSION_HEX + 2];
     p->working = false;
     if (!p->x || p->error.http) {
         reply_failure(p);
         return;
     }
-    snprintf(etag, sizeof etag, "\"%s\"", p->result.version);
     snprintf(version, sizeof version, "%s@%s", p->name, p->result.version);
-    exchange_add_header(p->x, "ETag", etag);
+    exchange_add_etag(p->x, p->result.version);
     exchange_add_header(p->x, "x-adapter-version", version);
     exchange_reply(p->x, p->result.created ? 201 : 200, "application/json", &p->answer);
     put_close(p);
@@ -204,13 +196,13 @@ static int sink_of(const char *key, const char *filename)
 
 static void take_field(struct put *p, const char *data, size_t n)
 {
-    p->has_expected = true;
-    if (p->expected_size + n > FORM_FIELD_BYTES_MAX) {
+    p->condition.given = true;
+    if (p->field_size + n >= sizeof p->condition.version) {
         api_error_set(&p->error, 400, "invalid_value", "expected_version", "'expected_version' is too long");
         return;
     }
-    memcpy(p->expected + p->expected_size, data, n);
-    p->expected_size += n;
+    memcpy(p->condition.version + p->field_size, data, n);
+    p->field_size += n;
 }
 
 /* A piece of a form's part. */
@@ -302,22 +294,19 @@ void adapter_put_end(struct exchange *x)
     }
 }
 
-/* If-Match: "version"; If-None-Match: *, the name must be new; ?expected_version=version. */
-static bool take_condition(struct exchange *x, struct put *p)
+/* As condition_take; or If-None-Match: *, the name must be new. */
+static bool take_condition(struct exchange *x, struct put *p, struct api_error *err)
 {
-    const char *match = exchange_header(x, "If-Match"), *none = exchange_header(x, "If-None-Match");
-    const char *query = exchange_query(x, "expected_version");
-    const char *text = match ? match : query;
-    size_t n = text ? strlen(text) : 0;
-    if (n >= 2 && text[0] == '"' && text[n - 1] == '"') {
-        text++;
-        n -= 2;
+    const char *none = exchange_header(x, "If-None-Match");
+    if (!condition_take(x, &p->condition, err)) return false;
+    if (!none) return true;
+    if (p->condition.given || strcmp(none, "*") != 0) {
+        api_error_set(err, 400, "invalid_value", "expected_version",
+                      "expected version: send one of If-Match: \"version\", If-None-Match: * or "
+                      "?expected_version=version");
+        return false;
     }
-    if ((match || query) && none) return false;
-    if (none && strcmp(none, "*") != 0) return false;
-    if (n > FORM_FIELD_BYTES_MAX || (match && !n) || (match && !strcmp(match, "*"))) return false;
-    p->has_expected = text || none;
-    if (text) memcpy(p->expected, text, n);
+    p->condition.given = true;
     return true;
 }
 
@@ -360,11 +349,7 @@ static bool check_put(struct exchange *x, struct put *p, struct api_error *err)
     else if (length && strtoull(length, NULL, 10) > max)
         api_error_set(err, 413, "too_large", NULL,
                       "the upload is larger than %zu bytes, the most this server takes", max);
-    else if (!take_condition(x, p))
-        api_error_set(err, 400, "invalid_value", "expected_version",
-                      "expected version: send one of If-Match: \"version\", "
-                      "If-None-Match: * or ?expected_version=version");
-    else
+    else if (take_condition(x, p, err))
         return take_type(x, p, err);
     return false;
 }
