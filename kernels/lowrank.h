@@ -58,7 +58,7 @@ enum gate_rule {
 
 /* What a reader hands over for packing: row-major matrices of one dtype (F32, F16 or BF16),
  * not necessarily aligned; vectors of floats are. With rank 0, and a, b and scale NULL, it is an FFN's
- * router and nothing else. Sites with GATE_FFN have no gain and no bias. */
+ * router and nothing else; nobody looks at its d_out. Sites with GATE_FFN have no gain and no bias. */
 struct lr_site_source {
     int experts, rank, top_k; /* top_k in 1..experts; ignored by rules without k */
     size_t d_in, d_out;

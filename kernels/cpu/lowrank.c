@@ -36,7 +36,7 @@ static bool source_valid(const struct lr_site_source *src)
     if (src->experts < 1 || src->experts > LR_EXPERTS_MAX || src->rank < matrices || src->rank > LR_RANK_MAX)
         return false;
     if (src->rank > 0 && !(src->a && src->b && src->scale && float_type(src->type))) return false;
-    if (src->d_in < 1 || src->d_out < 1 || src->rule >= GATE_RULE_COUNT) return false;
+    if (src->d_in < 1 || (src->d_out < 1 && src->rank > 0) || src->rule >= GATE_RULE_COUNT) return false;
     if ((src->base_gain || src->bias) && (src->rank == 0 || src->rule == GATE_FFN)) return false;
     return router_valid(src);
 }

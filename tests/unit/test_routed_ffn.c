@@ -118,8 +118,7 @@ static void ffn_make(struct world *w, const struct kind *kind, struct ffn *out)
         sources[p] = &source[p];
     }
     if (kind->router.experts > 0) {
-        test_site_make(w->d, &w->random, &kind->router, w->embed, w->inner, &out->router,
-                       &out->packed_router[0]);
+        test_site_make(w->d, &w->random, &kind->router, w->embed, 0, &out->router, &out->packed_router[0]);
         router_source = (struct lr_site_source){
             .rule = kind->router.rule, .experts = kind->router.experts, .top_k = kind->router.top_k};
         router_sources[0] = &router_source;
