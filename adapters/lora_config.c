@@ -75,13 +75,11 @@ enum status config_keys_check(const cJSON *config, const char *const *known,
     for (const cJSON *v = config->child; v; v = v->next) {
         if (!config_on(v) || key_among(v->string, common_keys) || key_among(v->string, known)) continue;
         for (const struct config_refusal *r = refused; r->key; r++)
-            if (strcmp(v->string, r->key) == 0)
-                return error_set(err, ST_UNSUPPORTED, "adapter_config.json: %s", r->reason);
-        return error_set(
-            err, ST_REJECTED,
-            "adapter_config.json: '%.60s' is set, and what it changes is not known here; remove it "
-            "if the adapter computes the same without it",
-            v->string);
+            if (strcmp(v->string, r->key) == 0) return error_set(err, ST_UNSUPPORTED, "%s", r->reason);
+        return error_set(err, ST_INVALID,
+                         "'%.60s' is set, and what it changes is not known here; remove it "
+                         "if the adapter computes the same without it",
+                         v->string);
     }
     return ST_OK;
 }

@@ -68,7 +68,7 @@ struct config_refusal {
     const char *key, *reason;
 };
 /* ST_UNSUPPORTED for a key of `refused` (ended by a NULL key) that is switched on;
- * ST_REJECTED for one that is switched on and neither in `known` (ended by NULL) nor one that
+ * ST_INVALID for one that is switched on and neither in `known` (ended by NULL) nor one that
  * lora_config_read understands or that says nothing of what is computed: we cannot tell what it changes. */
 NODISCARD enum status config_keys_check(const cJSON *config, const char *const *known,
                                         const struct config_refusal *refused, struct error *err);

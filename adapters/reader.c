@@ -97,15 +97,16 @@ static enum status format_read(const struct adapter_format *f, const cJSON *json
                                struct adapter_bundle **out, struct error *err)
 {
     struct lora_config config;
-    enum status st = config_keys_check(json, f->known_keys, f->refused_keys, err);
-    if (!st) st = lora_config_read(json, f->rank_key, &config, err);
+    struct error inner = {0};
+    enum status st = config_keys_check(json, f->known_keys, f->refused_keys, &inner);
+    if (st) return config_error(err, st, &inner);
+    st = lora_config_read(json, f->rank_key, &config, err);
     if (st) return st;
 
     struct lora_config mlp_config = config; /* what it points to is config's */
     struct site_rules plain = {.config = &config, .rule = GATE_NONE, .temperature = 1};
     struct format_rules rules = {.attention = plain, .mlp = plain, .ffn = plain};
     rules.mlp.config = &mlp_config;
-    struct error inner = {0};
     if (f->rules_read) st = f->rules_read(json, &rules, &mlp_config, &inner);
     st = st ? config_error(err, st, &inner) : parts_read(f, tensors, &rules, base, out, err);
     lora_config_release(&config);
