@@ -44,7 +44,7 @@ BENCHES := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/bench_*.c))
 TEST_HELPERS := $(B)/libsupport.a
 
 .DEFAULT_GOAL := all
-.PHONY: all tests serve test bench packages packages-test python model format help clean FORCE
+.PHONY: all tests serve test bench soak packages packages-test python model format help clean FORCE
 all: $(B)/medley
 tests: all $(UNIT_TESTS) $(B)/tests/kernels/checkkernels $(FUZZERS) $(BENCHES)
 
@@ -119,6 +119,13 @@ build/venv-bench/.ready: tests/bench/requirements.txt
 	CMAKE_ARGS=-DGGML_NATIVE=on build/venv-bench/bin/pip install -q -r tests/bench/requirements.txt
 	@touch $@
 
+# tests/soak/many_adapters.py is run by hand: it writes 4 GB.
+SECONDS ?= 120
+soak: packages
+	@$(PARALLEL) all
+	@$(MAKE) --no-print-directory model
+	@python3 tests/soak/swap.py --model "$$(python3 deploy/fetch_model.py --print-path)" --seconds $(SECONDS)
+
 packages:
 	@$(if $(SKIP_PACKAGES),,deploy/install-packages.sh run)
 packages-test:
@@ -146,6 +153,7 @@ help:
 	@echo 'make test           all tests, also under the address, undefined and thread sanitizers'
 	@echo 'make tests          build the tests only;  tests/run.py --help  runs some of them'
 	@echo 'make bench          speed next to llama.cpp on this machine'
+	@echo 'make soak           adapters replaced under 32 streams (SECONDS=120)'
 	@echo 'make model          fetch the default model'
 	@echo 'make format         clang-format over the tree'
 	@echo 'make clean          remove build/'

@@ -1,0 +1,190 @@
+"""What the soaks share: cheap random adapters, streams that time their tokens, a server's memory."""
+
+import json
+import os
+import random
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+
+LAYERS, D_IN = 30, 576  # of SmolLM2-135M
+TARGETS = {"q_proj": 576, "v_proj": 192}  # outputs of each projection
+SPREAD = 0.05  # standard deviation of A, B and, after its temperature, ten times that of the router
+PROMPTS = ["The best way to travel through the mountains is", "Once upon a time, a small robot",
+           "To make good bread you need", "The history of the city begins with"]
+
+
+class AdapterPool:
+    """Any number of MoELoRA adapters out of one stretch of random F16 values: each is a window of it that
+    begins elsewhere, so that making one costs a copy."""
+
+    def __init__(self, rank, experts, top_k, count):
+        shapes = {}
+        for layer in range(LAYERS):
+            for projection, d_out in TARGETS.items():
+                site = f"base_model.model.model.layers.{layer}.self_attn.{projection}"
+                shapes[f"{site}.moe_gate.weight"] = (experts, D_IN)
+                for e in range(experts):
+                    shapes[f"{site}.experts.{e}.lora_A.weight"] = (rank, D_IN)
+                    shapes[f"{site}.experts.{e}.lora_B.weight"] = (d_out, rank)
+        header, offset = {}, 0
+        for name, shape in shapes.items():
+            size = 2 * shape[0] * shape[1]
+            header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self.header, self.size = struct.pack("<Q", len(text)) + text, offset
+        self.config = json.dumps({
+            "peft_type": "MOELORA", "r": rank, "lora_alpha": 2 * rank, "num_experts": experts, "top_k": top_k,
+            "gate": "topk", "temperature": 0.1, "target_modules": list(TARGETS)}).encode()
+        rng = random.Random(rank)
+        values = [rng.gauss(0, SPREAD) for _ in range(1 << 16)]
+        # A prime number of values repeats, so no two windows and no two rows of one are alike.
+        block = struct.pack("<65521e", *values[:65521])
+        self.values = block * ((offset + 2 * 61 * count) // len(block) + 1)
+
+    def files(self, index):
+        start = 2 * 61 * index
+        return {"adapter_config.json": self.config,
+                "adapter_model.safetensors": self.header + self.values[start:start + self.size]}
+
+
+class Answer:
+    """One answer of one stream. Times are of time.monotonic()."""
+
+    def __init__(self, model, prompt):
+        self.model, self.prompt = model, prompt
+        self.version = None
+        self.error = None
+        self.tokens = []
+        self.asked = time.monotonic()
+        self.times = []  # when each token came
+
+    @property
+    def first_token_s(self):
+        return self.times[0] - self.asked
+
+    def gaps(self):
+        """(when, seconds) between tokens."""
+        return [(b, b - a) for a, b in zip(self.times, self.times[1:])]
+
+
+def body(model, prompt, tokens, stream):
+    return {"prompt": PROMPTS[prompt], "model": model, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
+            "return_token_ids": True, "stream": stream}
+
+
+def ask(server, model, prompt, tokens):
+    """An Answer, with its error instead of an exception."""
+    answer = Answer(model, prompt)
+    try:
+        connection, response = server.open("POST", "/v1/completions", body(model, prompt, tokens, True))
+        try:
+            if response.status != 200:
+                raise RuntimeError(f"status {response.status}: {response.read()[:200]!r}")
+            answer.version = response.headers["x-adapter-version"]
+            for line in response:
+                if not line.startswith(b"data: {"):
+                    continue
+                now = time.monotonic()
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise RuntimeError(event["error"]["message"])
+                ids = event["choices"][0].get("token_ids", []) if event["choices"] else []
+                answer.tokens += ids
+                answer.times += [now] * len(ids)
+        finally:
+            connection.close()
+        if len(answer.tokens) != tokens:
+            raise RuntimeError(f"{len(answer.tokens)} tokens instead of {tokens}")
+    except Exception as e:  # one failed request: counted, the soak goes on
+        answer.error = f"{type(e).__name__}: {e}"
+    return answer
+
+
+class Load:
+    """Streams that ask one question after another until they are stopped."""
+
+    def __init__(self, server, streams, tokens, choose):
+        """choose(random.Random): the (model, prompt) of the next request."""
+        self.answers, self._lock, self._stop = [], threading.Lock(), threading.Event()
+        self.threads = [threading.Thread(target=self._run, args=(server, random.Random(i), tokens, choose), daemon=True)
+                        for i in range(streams)]
+        for t in self.threads:
+            t.start()
+
+    def _run(self, server, rng, tokens, choose):
+        while not self._stop.is_set():
+            answer = ask(server, *choose(rng), tokens)
+            with self._lock:
+                self.answers.append(answer)
+
+    def count(self):
+        with self._lock:
+            return len(self.answers)
+
+    def stop(self):
+        """Waits for the answers under way; all answers."""
+        self._stop.set()
+        for t in self.threads:
+            t.join()
+        return self.answers
+
+
+class Memory:
+    """A process's resident memory in MiB, sampled by whoever calls sample()."""
+
+    def __init__(self, pid):
+        self.pid, self.samples = pid, []
+
+    def now(self):
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+    def sample(self):
+        self.samples.append(self.now())
+        return self.samples[-1]
+
+    def at(self, share):
+        """The median of the samples around this share of the run."""
+        n = len(self.samples)
+        around = self.samples[max(0, int(share * n) - 3):int(share * n) + 4]
+        return percentile(around, 50)
+
+
+def percentile(values, p):
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))] if ordered else float("nan")
+
+
+def leases(server):
+    """Leases that any version of any adapter has."""
+    listed = server.call("GET", "/v1/adapters").json()["data"]
+    return sum(v["leases"] for a in listed for v in a["versions"])
+
+
+def machine():
+    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    return f"{cpu}, {len(os.sched_getaffinity(0))} cores, load average {os.getloadavg()[0]:.1f} at the start"
+
+
+def print_table(rows):
+    print("\n| what | |\n|---|---|")
+    for name, value in rows:
+        print(f"| {name} | {value} |")
+    print(flush=True)
+
+
+def verdict(checks):
+    """Prints what failed; the exit code."""
+    failed = [what for what, good in checks if not good]
+    for what in failed:
+        print(f"FAIL: {what}")
+    if not failed:
+        print("PASS")
+    return 1 if failed else 0

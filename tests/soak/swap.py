@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Adapters are replaced while streams decode with them: 32 streams over 16 adapters, each adapter replaced several
+times a second by one of its versions.
+
+Asserted: no request and no upload fails; every answer is, token for token, what exactly one version gives alone;
+no lease is left; the server ends in order. Reported: gaps between tokens with swaps next to those without, of
+the same run by turns, and memory.
+
+usage: swap.py [--seconds N] [--streams N] [--adapters N] [--versions N] [--rate N] [--model FILE]
+"""
+
+import argparse
+import multiprocessing
+import random
+import sys
+import tempfile
+import threading
+import time
+
+from load import PROMPTS, AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table, verdict
+from server import SMOLLM2, Server, pack_multipart
+
+UPLOADERS = 4  # connections of the swapping client
+SLICES = 6  # by turns without swaps and with them
+PROMPTS_USED = PROMPTS[:2]
+
+
+def upload_for_ever(server, pool, options, seed, swapping, counts, failures):
+    rng = random.Random(seed)
+    names = range(seed, options.adapters, UPLOADERS)
+    bodies = {(i, k): pack_multipart(pool.files(i * options.versions + k))
+              for i in names for k in range(options.versions)}
+    due = time.monotonic()
+    while swapping["on"] is not None:
+        if not swapping["on"]:
+            time.sleep(0.01)
+            due = time.monotonic()
+            continue
+        for i in names:
+            kind, body = bodies[i, rng.randrange(options.versions)]
+            reply = server.call("PUT", f"/v1/adapters/adapter-{i}", body, {"Content-Type": kind})
+            if reply.status == 200:
+                counts.append(time.monotonic())
+            else:
+                failures.append(f"upload: {reply.status} {reply.body[:200]!r}")
+        due += 1 / options.rate
+        time.sleep(max(0, due - time.monotonic()))
+
+
+def swapper(server, pool, options, pipe):
+    """A process of its own, so that its work delays no stream's clock. Obeys True (swap), False (pause), None."""
+    swapping, counts, failures = {"on": False}, [], []
+    threads = [threading.Thread(target=upload_for_ever,
+                                args=(server, pool, options, k, swapping, counts, failures), daemon=True)
+               for k in range(UPLOADERS)]
+    for t in threads:
+        t.start()
+    while swapping["on"] is not None:
+        swapping["on"] = pipe.recv()
+    for t in threads:
+        t.join()
+    pipe.send((len(counts), failures))
+
+
+def run_slices(seconds, pipe, memory):
+    """The (begin, end, swaps?) of each slice."""
+    slices = []
+    for k in range(SLICES):
+        begin, swaps = time.monotonic(), k % 2 == 1
+        pipe.send(swaps)
+        while time.monotonic() - begin < seconds / SLICES:
+            time.sleep(0.25)
+            memory.sample()
+        slices.append((begin, time.monotonic(), swaps))
+    pipe.send(None)
+    return slices
+
+
+def solo_outputs(server, pool, options, wanted):
+    """{(adapter, prompt): {version: tokens}} of each version alone."""
+    outputs = {}
+    for i in range(options.adapters):
+        for k in range(options.versions):
+            version = server.upload(f"adapter-{i}", pool.files(i * options.versions + k)).json()["version"]
+            for prompt in range(len(PROMPTS_USED)):
+                if (f"adapter-{i}@{version}", prompt) not in wanted:
+                    continue
+                answer = ask(server, f"adapter-{i}", prompt, options.tokens)
+                assert not answer.error and answer.version == f"adapter-{i}@{version}", answer.error
+                outputs.setdefault((f"adapter-{i}", prompt), {})[version] = answer.tokens
+    return outputs
+
+
+def compare(answers, outputs):
+    """(answers that are not their version's, answers that could be of two versions)"""
+    wrong = ambiguous = 0
+    for a in answers:
+        name, version = a.version.split("@")
+        by_version = outputs[name, a.prompt]
+        wrong += by_version.get(version) != a.tokens
+        ambiguous += sum(tokens == a.tokens for tokens in by_version.values()) > 1
+    return wrong, ambiguous
+
+
+def gaps_within(answers, slices, swaps):
+    """Milliseconds between tokens that came within slices of a kind."""
+    spans = [(begin, end) for begin, end, kind in slices if kind == swaps]
+    return [1000 * gap for a in answers for when, gap in a.gaps() if any(b <= when < e for b, e in spans)]
+
+
+def soak(server, options):
+    pool = AdapterPool(options.rank, options.experts, 2, options.adapters * options.versions)
+    for i in range(options.adapters):
+        reply = server.upload(f"adapter-{i}", pool.files(i * options.versions))
+        assert reply.status == 201, reply.body
+    memory, started = Memory(server.process.pid), machine()
+    pipe, far = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=swapper, args=(server, pool, options, far), daemon=True)
+    process.start()
+    load = Load(server, options.streams, options.tokens,
+                lambda rng: (f"adapter-{rng.randrange(options.adapters)}", rng.randrange(len(PROMPTS_USED))))
+    slices = run_slices(options.seconds, pipe, memory)
+    uploads, upload_failures = pipe.recv()
+    process.join()
+    answers = load.stop()
+    good = [a for a in answers if not a.error]
+    failures = upload_failures + [a.error for a in answers if a.error]
+    left = leases(server)
+    outputs = solo_outputs(server, pool, options, {(a.version, a.prompt) for a in good})
+    wrong, ambiguous = compare(good, outputs)
+
+    quiet, swapped = gaps_within(good, slices, False), gaps_within(good, slices, True)
+    swap_s = sum(end - begin for begin, end, swaps in slices if swaps)
+    quiet_s = sum(end - begin for begin, end, swaps in slices if not swaps)
+    print_table([
+        ("machine", started),
+        ("load", f"{options.streams} streams over {options.adapters} adapters of {options.versions} versions, "
+                 f"{pool.size / 1e6:.1f} MB each; {options.tokens} tokens an answer"),
+        ("replaced", f"{uploads} times, {uploads / swap_s / options.adapters:.1f} times a second each"),
+        ("answers", f"{len(answers)}, failed {len(failures)}"),
+        ("versions that answered", len({a.version for a in good})),
+        ("answers unlike their version alone", wrong),
+        ("answers that two versions would give", ambiguous),
+        ("tokens/s without and with swaps", f"{len(quiet) / quiet_s:.0f}, {len(swapped) / swap_s:.0f}"),
+        *((f"gap between tokens, p{p}, without and with swaps",
+           f"{percentile(quiet, p):.0f} ms, {percentile(swapped, p):.0f} ms, "
+           f"{percentile(swapped, p) / percentile(quiet, p):.2f} x") for p in (50, 95, 99)),
+        ("longest gap, without and with swaps", f"{max(quiet):.0f} ms, {max(swapped):.0f} ms"),
+        ("resident memory at 1/6, 1/2 and the end",
+         ", ".join(f"{memory.at(share):.0f}" for share in (1 / 6, 0.5, 1)) + " MiB"),
+        ("leases left", left),
+    ])
+    for line in sorted(set(failures))[:10]:
+        print(line)
+    return [("a request or an upload failed", not failures),
+            ("an answer is not its version's", not wrong),
+            ("two versions answer alike, so the comparison proves nothing", not ambiguous),
+            ("leases are left", left == 0),
+            ("nothing was replaced", uploads > options.adapters)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=SMOLLM2)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--adapters", type=int, default=16)
+    parser.add_argument("--versions", type=int, default=3, help="that each adapter is replaced by, by turns")
+    parser.add_argument("--rate", type=float, default=3, help="replacements a second of each adapter")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--experts", type=int, default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(options.model, f"{folder}/data")
+        try:
+            checks = soak(server, options)
+            code = server.stop()
+        finally:
+            server.kill()
+        checks.append((f"exit code {code} at SIGTERM:\n{server.log}", code == 0))
+    return verdict(checks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
