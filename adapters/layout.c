@@ -214,7 +214,7 @@ enum status router_layout(struct adapter_bundle *b, const struct site_rules *rul
 {
     struct lr_site_source *site = bundle_alloc(b, 1, sizeof *site);
     if (!site) return ST_NOMEM;
-    site->d_in = site->d_out = router->cols; /* an FFN gives what it takes */
+    site->d_in = router->cols;
     site->type = DTYPE_F32;
     gate_fill(site, rules, router->module.layer, (int)router->rows);
     enum status st = router_fill(b, &(struct site_parts){.router = router}, site);
