@@ -14,15 +14,16 @@ int command_failed(const struct error *err)
 
 #define BAR_WIDTH 40
 
-void progress_show(void *ctx, double done)
+void progress_bar(const char *what, int *cells, double done)
 {
-    int *shown = ctx; /* cells of the bar; -1: nothing yet */
-    int cells = (int)(done * BAR_WIDTH);
-    if (!isatty(STDERR_FILENO) || cells == *shown) return;
-    *shown = cells;
-    fprintf(stderr, "\rloading [%-*.*s] %3.0f%%%s", BAR_WIDTH, cells,
+    int now = (int)(done * BAR_WIDTH);
+    if (!isatty(STDERR_FILENO) || now == *cells) return;
+    *cells = now;
+    fprintf(stderr, "\r%s [%-*.*s] %3.0f%%%s", what, BAR_WIDTH, now,
             "########################################", 100 * done, done >= 1 ? "\n" : "");
 }
+
+void progress_show(void *ctx, double done) { progress_bar("loading", ctx, done); }
 
 static void base_row(const void *model, int layer, enum projection p, size_t row, float *out)
 {

@@ -7,11 +7,17 @@
 int serve_run(const struct config *c);
 int generate_run(const struct config *c);
 int inspect_run(const struct config *c);
+int push_run(const struct config *c);
+int list_run(const struct config *c);
+int rollback_run(const struct config *c);
+int remove_run(const struct config *c);
 
 /* "medley: <message>" on stderr; returns 1. */
 int command_failed(const struct error *err);
 
-/* A bar on stderr while a model loads, where stderr is a terminal: engine_config.on_progress. */
+/* A bar on stderr, where that is a terminal; *cells is -1 at first. */
+void progress_bar(const char *what, int *cells, double done);
+/* A bar while a model loads, where stderr is a terminal: engine_config.on_progress. */
 void progress_show(void *ctx, double done);
 
 /* What the registry must know of the model. */

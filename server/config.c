@@ -7,7 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SERVE = COMMAND_SERVE, GENERATE = COMMAND_GENERATE, RUNS = SERVE | GENERATE };
+enum {
+    SERVE = COMMAND_SERVE,
+    GENERATE = COMMAND_GENERATE,
+    RUNS = SERVE | GENERATE,
+    REMOTE = COMMAND_LIST | COMMAND_CHANGE
+};
 
 #define AT(member) offsetof(struct config, member)
 
@@ -55,6 +60,10 @@ static const struct option options[] = {
      86400, SERVE},
     {"log-level", "LEVEL", "least severe messages shown (info)", OPTION_STRING, AT(log_level),
      .commands = SERVE, .choices = "debug|info|warn|error|off"},
+    {"server", "URL", "the server to talk to (http://127.0.0.1:8080)", OPTION_STRING, AT(server),
+     .commands = REMOTE},
+    {"expected-version", "VERSION", "change nothing unless this is the current version", OPTION_STRING,
+     AT(expected_version), .commands = COMMAND_CHANGE},
     {"adapter", "PATH", "an adapter's folder or archive; repeat for a set", OPTION_LIST, AT(adapters),
      .commands = GENERATE},
     {"chat", NULL, "the prompt is a user's message: apply the chat template", OPTION_FLAG, AT(chat),
@@ -85,6 +94,7 @@ static void set_defaults(struct config *c)
 {
     *c = (struct config){
         .kv_type = "f16",
+        .server = "http://127.0.0.1:8080",
         .listen = "127.0.0.1:8080",
         .log_level = "info",
         .max_batch = 64,
@@ -126,11 +136,11 @@ static char *name_of_file(const char *path)
 
 static enum status complete(enum command command, struct config *c, struct error *err)
 {
-    if (command != COMMAND_INSPECT && !c->model)
-        return error_set(err, ST_INVALID, "--model FILE is required: a GGUF file");
-    if (command != COMMAND_SERVE) return ST_OK;
     const char *key = getenv("MEDLEY_API_KEY");
     if (key && key[0]) c->api_key = key;
+    if ((command & RUNS) && !c->model)
+        return error_set(err, ST_INVALID, "--model FILE is required: a GGUF file");
+    if (command != COMMAND_SERVE) return ST_OK;
     if (!c->model_name) c->model_name = c->owned_name = name_of_file(c->model);
     if (!c->data) {
         const char *home = getenv("HOME");

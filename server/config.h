@@ -6,7 +6,14 @@
 #include "kernels/device.h"
 #include "server/options.h"
 
-enum command { COMMAND_SERVE = 1, COMMAND_GENERATE = 2, COMMAND_INSPECT = 4 };
+/* A command's options are those of its kind. */
+enum command {
+    COMMAND_SERVE = 1,
+    COMMAND_GENERATE = 2,
+    COMMAND_INSPECT = 4,
+    COMMAND_LIST = 8,
+    COMMAND_CHANGE = 16, /* of a running server's adapters */
+};
 
 struct config {
     /* model and device */
@@ -20,6 +27,8 @@ struct config {
     bool insecure_listen;
     size_t adapter_bytes, upload_bytes;
     int rank_max, experts_max, keep_versions, max_connections, drain_seconds;
+    /* of a running server */
+    const char *server, *expected_version;
     /* generate */
     struct option_list adapters;
     bool chat;

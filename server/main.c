@@ -19,6 +19,13 @@ static const struct {
      generate_run, 1, 1},
     {COMMAND_INSPECT, "adapter inspect", "PATH", "check an adapter's files and say what is in them",
      inspect_run, 1, 1},
+    {COMMAND_CHANGE, "adapter push", "NAME PATH [options]",
+     "upload an adapter, a folder or a file, to a running server", push_run, 2, 2},
+    {COMMAND_LIST, "adapter list", "[options]", "the adapters of a running server", list_run, 0, 0},
+    {COMMAND_CHANGE, "adapter rollback", "NAME VERSION [options]", "make an earlier version the current one",
+     rollback_run, 2, 2},
+    {COMMAND_CHANGE, "adapter rm", "NAME [options]", "remove an adapter with all its versions", remove_run, 1,
+     1},
 };
 #define COMMAND_COUNT (int)(sizeof commands / sizeof *commands)
 
@@ -35,6 +42,8 @@ static int command_help(int i)
 {
     printf("medley %s %s\n%s\n\n", commands[i].words, commands[i].arguments, commands[i].summary);
     config_help(commands[i].command, stdout);
+    if (commands[i].command & (COMMAND_LIST | COMMAND_CHANGE))
+        printf("\nMEDLEY_API_KEY in the environment is sent to the server as its key.\n");
     if (commands[i].command == COMMAND_SERVE)
         printf("\nMEDLEY_API_KEY in the environment sets a key that every request must bring as a bearer "
                "token.\n");

@@ -1,6 +1,8 @@
 """Versions of adapters over HTTP: rollback, pruning, settings, downloads; other servers' adapter calls."""
 
 import io
+import os
+import pty
 import shutil
 import subprocess
 import tarfile
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server import FIXTURES, adapter_files, pack_tar
+from server import BINARY, FIXTURES, adapter_files, pack_tar
 
 ONE, TWO, THREE = "lora_gqa_tied", "moe_topk", "moe_dense"
 ASK = dict(prompt="abc", max_tokens=12, return_token_ids=True)
@@ -259,3 +261,80 @@ def test_a_full_disk(start, tmp_path):
     flag.unlink()
     assert server.upload("b", adapter_files(THREE)).status == 201
     assert server.call("POST", "/v1/adapters/a/rollback", {"version": first}).status == 200
+
+
+# --- the command line ---
+
+
+def medley(server, *words, key=None):
+    env = {k: v for k, v in os.environ.items() if k != "MEDLEY_API_KEY"}
+    done = subprocess.run([BINARY, "adapter", *map(str, words), "--server", server.url], text=True, timeout=60,
+                          capture_output=True, env={**env, "MEDLEY_API_KEY": key} if key else env)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_line(start, tmp_path):
+    server = start(env={"MEDLEY_API_KEY": "secret"})
+    archive = tmp_path / "two.tar.gz"
+    archive.write_bytes(pack_tar(adapter_files(TWO), "gz")[1])
+    code, out, err = medley(server, "push", "a", FIXTURES / "adapters" / ONE)
+    assert code == 1 and "Authorization" in err and not out
+
+    def run(*words):
+        return medley(server, *words, key="secret")
+
+    code, out, err = run("push", "a", FIXTURES / "adapters" / ONE)
+    assert code == 0 and "(new)" in out and not err, err
+    first = info_with_key(server, "a")
+    assert out.startswith(f"a@{first}")
+    code, out, _ = run("push", "a", archive, "--expected-version", first)
+    second = info_with_key(server, "a")
+    assert code == 0 and out.startswith(f"a@{second}") and second != first
+    code, out, err = run("push", "a", archive.parent / "two.tar.gz", "--expected-version", first)
+    assert code == 0  # the same bytes again
+    code, _, err = run("rollback", "a", first, "--expected-version", first)
+    assert code == 1 and second in err
+    code, out, _ = run("rollback", "a", first[:10])
+    assert code == 0 and out == f"a@{first} is current\n"
+    code, out, _ = run("list")
+    assert code == 0 and out.splitlines()[1].split()[:3] == ["a", first, "peft-lora"]
+    code, _, err = run("push", "a", tmp_path / "nothing")
+    assert code == 1 and "nothing" in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("push", "a", tmp_path / "empty")
+    assert code == 1 and "adapter_config.json" in err
+    code, _, err = run("push", "wrong name", archive)
+    assert code == 1 and "wrong name" in err
+    code, _, err = run("rm", "b")
+    assert code == 1 and "no adapter 'b'" in err
+    code, out, _ = run("rm", "a")
+    assert code == 0 and "a is removed" in out
+    assert run("list")[1].count("\n") == 1
+    code, _, err = run("rollback", "a")
+    assert code == 1 and "medley adapter rollback NAME VERSION" in err
+
+
+def info_with_key(server, name):
+    return server.call("GET", f"/v1/adapters/{name}").json()["version"]
+
+
+def test_the_command_line_without_a_server(server):
+    done = subprocess.run([BINARY, "adapter", "list", "--server", "http://127.0.0.1:1"], text=True, timeout=60,
+                          capture_output=True)
+    assert done.returncode == 1 and "http://127.0.0.1:1" in done.stderr
+    done = subprocess.run([BINARY, "adapter", "list", "--server", "file:///etc"], text=True, timeout=60,
+                          capture_output=True)
+    assert done.returncode == 1 and "file:" in done.stderr
+
+
+def test_progress_on_a_terminal(server, tmp_path):
+    archive = tmp_path / "one.tar"
+    archive.write_bytes(pack_tar(adapter_files(ONE))[1])
+    controller, terminal = pty.openpty()
+    done = subprocess.run([BINARY, "adapter", "push", "bar", str(archive), "--server", server.url],
+                          stdout=subprocess.DEVNULL, stderr=terminal, timeout=60)
+    os.close(terminal)
+    shown = os.read(controller, 65536).decode()
+    os.close(controller)
+    assert done.returncode == 0 and "sending [" in shown and "100%" in shown
+    assert server.call("DELETE", "/v1/adapters/bar").status == 200
