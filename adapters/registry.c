@@ -1,6 +1,5 @@
 #include "adapters/registry.h"
 
-#include "adapters/package.h"
 #include "adapters/registry_int.h"
 #include "base/log.h"
 #include "base/strbuf.h"
@@ -10,14 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define BYTES_DEFAULT ((size_t)1 << 30)
-
-struct upload {
-    char *path; /* owned */
-};
 
 bool adapter_name_valid(const char *name)
 {
@@ -31,8 +25,7 @@ static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM
 
 /* --- the table of names --- */
 
-/* Index of the adapter, or of where it would stand. */
-static size_t adapter_index(const struct registry *r, const char *tenant, const char *name, bool *found)
+size_t adapter_index(const struct registry *r, const char *tenant, const char *name, bool *found)
 {
     size_t low = 0, high = r->adapter_count;
     *found = false;
@@ -61,11 +54,10 @@ struct named_adapter *registry_find(struct registry *r, const char *tenant, cons
 
 struct version *adapter_current(const struct named_adapter *a) { return a->versions[a->version_count - 1]; }
 
-/* Whether text is a head, of at least min digits, of the version's hash. */
-static bool version_has_head(const struct version *v, const char *text, size_t min)
+bool version_has_head(const struct version *v, const char *text, size_t digits_min)
 {
     size_t n = strlen(text);
-    return n >= min && strncmp(v->record.hash, text, n) == 0;
+    return n >= digits_min && strncmp(v->record.hash, text, n) == 0;
 }
 
 enum status adapter_version(const struct named_adapter *a, const char *text, struct version **out)
@@ -97,7 +89,7 @@ void version_error(struct registry *r, enum status st, const char *tenant, const
         error_set(err, st, "there is no adapter '%.140s'", name);
 }
 
-static void adapter_free(struct named_adapter *a)
+void adapter_free(struct named_adapter *a)
 {
     if (!a) return;
     free(a->tenant);
@@ -105,7 +97,7 @@ static void adapter_free(struct named_adapter *a)
     free(a);
 }
 
-static struct named_adapter *adapter_new(const char *tenant, const char *name)
+struct named_adapter *adapter_new(const char *tenant, const char *name)
 {
     struct named_adapter *a = calloc(1, sizeof *a);
     if (!a) return NULL;
@@ -116,7 +108,7 @@ static struct named_adapter *adapter_new(const char *tenant, const char *name)
     return NULL;
 }
 
-static struct version *version_new(const char *tenant, const char *name, const struct version_record *record)
+struct version *version_new(const char *tenant, const char *name, const struct version_record *record)
 {
     struct version *v = calloc(1, sizeof *v);
     if (!v) return NULL;
@@ -128,8 +120,7 @@ static struct version *version_new(const char *tenant, const char *name, const s
     return NULL;
 }
 
-/* Room for one more adapter and one more version of `a`, so that adding them cannot fail. */
-static bool tables_reserve(struct registry *r, struct named_adapter *a)
+bool tables_reserve(struct registry *r, struct named_adapter *a)
 {
     if (r->adapter_count == r->adapter_capacity) {
         size_t capacity = r->adapter_capacity ? 2 * r->adapter_capacity : 64;
@@ -143,7 +134,7 @@ static bool tables_reserve(struct registry *r, struct named_adapter *a)
     return grown;
 }
 
-static void adapter_insert(struct registry *r, struct named_adapter *a)
+void adapter_insert(struct registry *r, struct named_adapter *a)
 {
     bool found;
     size_t i = adapter_index(r, a->tenant, a->name, &found);
@@ -152,43 +143,10 @@ static void adapter_insert(struct registry *r, struct named_adapter *a)
     r->adapter_count++;
 }
 
-static struct version *version_by_hash(const struct named_adapter *a, const char *hash)
-{
-    for (size_t i = 0; i < a->version_count; i++)
-        if (strcmp(a->versions[i]->record.hash, hash) == 0) return a->versions[i];
-    return NULL;
-}
-
-/* Makes v the current version. */
-static void adapter_append(struct named_adapter *a, struct version *v)
+void adapter_append(struct named_adapter *a, struct version *v)
 {
     v->adapter = a;
     a->versions[a->version_count++] = v;
-}
-
-/* The same for one of its versions. */
-static void adapter_make_current(struct named_adapter *a, struct version *v)
-{
-    size_t i = 0;
-    while (a->versions[i] != v) i++;
-    memmove(a->versions + i, a->versions + i + 1, (a->version_count - i - 1) * sizeof *a->versions);
-    a->versions[a->version_count - 1] = v;
-}
-
-/* How many versions the settings keep; 0: all. */
-static int keep_count(const struct registry *r, const struct adapter_settings *settings)
-{
-    return settings->keep_versions ? settings->keep_versions : r->config.keep_versions;
-}
-
-/* Forgets all but the last `keep` versions (0: none), as the store has done. */
-static void adapter_prune(struct registry *r, struct named_adapter *a, int keep)
-{
-    if (keep <= 0 || a->version_count <= (size_t)keep) return;
-    size_t count = a->version_count - (size_t)keep;
-    for (size_t i = 0; i < count; i++) version_unlist(r, a->versions[i]);
-    memmove(a->versions, a->versions + count, (size_t)keep * sizeof *a->versions);
-    a->version_count = (size_t)keep;
 }
 
 /* --- opening and closing --- */
@@ -254,7 +212,7 @@ enum status registry_open(const struct registry_config *config, struct registry 
 }
 
 /* Takes an adapter out of the table; the caller holds `lock`. */
-static void adapter_remove(struct registry *r, size_t i)
+void adapter_remove(struct registry *r, size_t i)
 {
     struct named_adapter *a = r->adapters[i];
     r->adapter_count--;
@@ -278,294 +236,6 @@ void registry_close(struct registry *r)
     pthread_cond_destroy(&r->retire);
     free(r->adapters);
     free(r);
-}
-
-/* --- uploads --- */
-
-enum status upload_open(struct registry *r, struct upload **out, struct error *err)
-{
-    struct upload *u = calloc(1, sizeof *u);
-    if (!u) return no_memory(err);
-    enum status st = store_stage(r->store, &u->path, err);
-    if (st) {
-        free(u);
-        return st;
-    }
-    *out = u;
-    return ST_OK;
-}
-
-const char *upload_path(const struct upload *u) { return u->path; }
-
-void upload_close(struct upload *u)
-{
-    if (!u) return;
-    remove_all(u->path);
-    free(u->path);
-    free(u);
-}
-
-/* --- publishing --- */
-
-/* One registry_put under way. */
-struct put {
-    struct registry *registry;
-    const char *tenant, *name;
-    const char *expected; /* may be NULL */
-    struct package files;
-    struct version_record record;
-    struct packed_adapter *packed; /* owned until it is installed */
-};
-
-/* Compare-and-set: ST_OK where the adapter's current version (a NULL: none) is the expected one. The caller
- * holds `lock`. */
-static enum status check_expected(const struct named_adapter *a, const char *name, const char *expected,
-                                  struct error *err)
-{
-    if (!expected) return ST_OK;
-    if (!a)
-        return *expected
-                   ? error_set(err, ST_CONFLICT, "there is no adapter '%s', but version '%.64s' was expected",
-                               name, expected)
-                   : ST_OK;
-    if (version_has_head(adapter_current(a), expected, ADAPTER_VERSION_HEX)) return ST_OK;
-    const char *version = adapter_current(a)->record.version;
-    if (!*expected)
-        return error_set(err, ST_CONFLICT, "the adapter '%s' exists already (version %s)", name, version);
-    return error_set(err, ST_CONFLICT, "the current version of '%s' is %s, not the expected '%.64s'", name,
-                     version, expected);
-}
-
-/* ST_OK with *unchanged where these bytes are current already, or where they may be published. */
-static enum status put_check(const struct put *p, bool *unchanged, struct error *err)
-{
-    pthread_mutex_lock(&p->registry->lock);
-    struct named_adapter *a = registry_find(p->registry, p->tenant, p->name);
-    *unchanged = a && strcmp(adapter_current(a)->record.hash, p->record.hash) == 0;
-    enum status st = *unchanged ? ST_OK : check_expected(a, p->name, p->expected, err);
-    pthread_mutex_unlock(&p->registry->lock);
-    return st;
-}
-
-static enum status put_identify(struct put *p, struct error *err)
-{
-    struct version_record *v = &p->record;
-    enum status st = hash_bytes(p->files.config.data, p->files.config.size, v->config_blob);
-    if (!st) st = hash_bytes(p->files.tensors.data, p->files.tensors.size, v->tensors_blob);
-    if (!st) st = hash_version(v->config_blob, v->tensors_blob, v->hash);
-    if (st) return error_set(err, st, "cannot hash the adapter");
-    memcpy(v->version, v->hash, ADAPTER_VERSION_HEX);
-    memcpy(v->base, p->registry->config.base_fingerprint, sizeof v->base);
-    v->created = v->published = (int64_t)time(NULL);
-    v->source = VERSION_UPLOAD;
-    v->bytes = p->files.config.size + p->files.tensors.size;
-    return ST_OK;
-}
-
-/* What a put needs in memory, made before the disk changes, so that nothing can fail after. */
-struct put_place {
-    struct named_adapter *adapter, *fresh; /* fresh: owned, the adapter where it is new */
-    struct version *version, *made;        /* made: owned, the version where it is new */
-};
-
-static bool put_place_make(struct put *p, struct put_place *out)
-{
-    struct registry *r = p->registry;
-    struct put_place n = {0};
-    pthread_mutex_lock(&r->lock);
-    n.adapter = registry_find(r, p->tenant, p->name);
-    n.version = n.adapter ? version_by_hash(n.adapter, p->record.hash) : NULL;
-    if (!n.version) n.version = n.made = version_new(p->tenant, p->name, &p->record);
-    if (!n.adapter) n.adapter = n.fresh = adapter_new(p->tenant, p->name);
-    bool ready = n.adapter && n.version && tables_reserve(r, n.adapter);
-    pthread_mutex_unlock(&r->lock);
-    *out = n;
-    return ready;
-}
-
-/* Publishes on disk, then in memory, which cannot fail. The caller holds `publish`, so nobody else
- * changes the table of names. */
-static enum status put_publish(struct put *p, struct put_result *result, struct error *err)
-{
-    struct registry *r = p->registry;
-    struct strbuf orphans = {0};
-    struct put_place n;
-    int64_t number;
-    bool ready = put_place_make(p, &n);
-    int keep = ready ? keep_count(r, &n.adapter->settings) : 0;
-    enum status st = ready ? store_publish(r->store, p->tenant, p->name, &p->record, p->files.config_path,
-                                           p->files.tensors_path, keep, &number, &orphans, err)
-                           : no_memory(err);
-    if (st) {
-        free(n.made);
-        adapter_free(n.fresh);
-        goto done;
-    }
-    pthread_mutex_lock(&r->lock);
-    if (n.fresh) adapter_insert(r, n.fresh);
-    n.adapter->number = number;
-    if (n.made)
-        adapter_append(n.adapter, n.made);
-    else
-        adapter_make_current(n.adapter, n.version);
-    n.version->record.published = p->record.published;
-    n.version->record.source = p->record.source;
-    adapter_prune(r, n.adapter, keep);
-    version_install(r, n.version, p->packed);
-    p->packed = NULL;
-    pthread_mutex_unlock(&r->lock);
-    store_collect(r->store, &orphans);
-    result->created = n.fresh != NULL;
-done:
-    strbuf_release(&orphans);
-    return st;
-}
-
-static enum status put_run(struct put *p, struct upload *u, struct put_result *result, struct error *err)
-{
-    struct registry *r = p->registry;
-    enum status st = package_open(u->path, r->config.upload_bytes_max, &p->files, err);
-    if (!st) st = put_identify(p, err);
-    if (!st) st = put_check(p, &result->unchanged, err);
-    if (st) return st;
-    memcpy(result->version, p->record.version, sizeof result->version);
-    if (result->unchanged) return ST_OK;
-
-    st = registry_pack(r, &p->files.config, &p->files.tensors, &p->record, &p->packed, err);
-    if (st) return st;
-    pthread_mutex_lock(&r->publish);
-    st = put_check(p, &result->unchanged, err); /* others may have published meanwhile */
-    if (!st && !result->unchanged) st = put_publish(p, result, err);
-    pthread_mutex_unlock(&r->publish);
-    return st;
-}
-
-enum status registry_put(struct registry *r, const char *tenant, const char *name, struct upload *u,
-                         const char *expected_version, struct put_result *out, struct error *err)
-{
-    if (!adapter_name_valid(name))
-        return error_set(
-            err, ST_INVALID,
-            "'%.140s' is not an adapter's name: 1 to %d of letters, digits, '.', '_' and '-', the first a "
-            "letter or a digit",
-            name ? name : "", ADAPTER_NAME_MAX);
-    struct put p = {.registry = r, .tenant = tenant, .name = name, .expected = expected_version};
-    struct put_result result = {0};
-    enum status st = put_run(&p, u, &result, err);
-    packed_adapter_free(p.packed);
-    package_close(&p.files);
-    if (!st) *out = result;
-    return st;
-}
-
-/* --- changes without new files --- */
-
-/* The version to go back to, as it will be recorded. */
-static enum status rollback_check(struct registry *r, const char *tenant, const char *name,
-                                  const char *version, const char *expected, struct version **target,
-                                  bool *unchanged, struct error *err)
-{
-    pthread_mutex_lock(&r->lock);
-    struct named_adapter *a = registry_find(r, tenant, name);
-    enum status st = a ? adapter_version(a, version, target) : ST_NOT_FOUND;
-    if (st)
-        version_error(r, st, tenant, name, version, err);
-    else if (!(*unchanged = *target == adapter_current(a)))
-        st = check_expected(a, name, expected, err);
-    pthread_mutex_unlock(&r->lock);
-    return st;
-}
-
-enum status registry_rollback(struct registry *r, const char *tenant, const char *name, const char *version,
-                              const char *expected_version, struct put_result *out, struct error *err)
-{
-    struct put_result result = {0};
-    struct version *v; /* stays listed while `publish` is held */
-    pthread_mutex_lock(&r->publish);
-    enum status st = rollback_check(r, tenant, name, version, expected_version, &v, &result.unchanged, err);
-    if (!st) memcpy(result.version, v->record.version, sizeof result.version);
-    if (!st && !result.unchanged) {
-        struct version_record record = v->record;
-        record.published = (int64_t)time(NULL);
-        record.source = VERSION_ROLLBACK;
-        st = store_make_current(r->store, tenant, name, &record, err);
-        if (!st) {
-            pthread_mutex_lock(&r->lock);
-            adapter_make_current(v->adapter, v);
-            v->record.published = record.published;
-            v->record.source = record.source;
-            budget_keep(r); /* where the adapter is pinned, its former version is no more */
-            pthread_mutex_unlock(&r->lock);
-        }
-    }
-    pthread_mutex_unlock(&r->publish);
-    if (!st) *out = result;
-    return st;
-}
-
-/* An adapter's settings with a change made to them. */
-static enum status change_make(struct registry *r, const char *tenant, const char *name,
-                               const struct adapter_change *change, struct adapter_settings *out,
-                               struct error *err)
-{
-    pthread_mutex_lock(&r->lock);
-    const struct named_adapter *a = registry_find(r, tenant, name);
-    if (a) *out = a->settings;
-    pthread_mutex_unlock(&r->lock);
-    if (!a) return error_set(err, ST_NOT_FOUND, "there is no adapter '%.140s'", name);
-    if (change->description && strlen(change->description) > ADAPTER_DESCRIPTION_MAX)
-        return error_set(err, ST_INVALID, "'description' may have at most %d bytes", ADAPTER_DESCRIPTION_MAX);
-    if (change->description) snprintf(out->description, sizeof out->description, "%s", change->description);
-    if (change->pinned) out->pinned = *change->pinned;
-    if (change->keep_versions) out->keep_versions = *change->keep_versions;
-    return ST_OK;
-}
-
-enum status registry_change(struct registry *r, const char *tenant, const char *name,
-                            const struct adapter_change *change, struct error *err)
-{
-    struct adapter_settings settings;
-    struct strbuf orphans = {0};
-    pthread_mutex_lock(&r->publish);
-    enum status st = change_make(r, tenant, name, change, &settings, err);
-    int keep = st || !change->keep_versions ? 0 : keep_count(r, &settings);
-    if (!st) st = store_set(r->store, tenant, name, &settings, keep, &orphans, err);
-    if (!st) {
-        pthread_mutex_lock(&r->lock);
-        struct named_adapter *a = registry_find(r, tenant, name);
-        a->settings = settings;
-        adapter_prune(r, a, keep);
-        budget_keep(r);
-        pthread_mutex_unlock(&r->lock);
-        store_collect(r->store, &orphans);
-    }
-    pthread_mutex_unlock(&r->publish);
-    strbuf_release(&orphans);
-    return st;
-}
-
-enum status registry_delete(struct registry *r, const char *tenant, const char *name,
-                            const char *expected_version, struct error *err)
-{
-    struct strbuf orphans = {0};
-    bool found;
-    pthread_mutex_lock(&r->publish);
-    pthread_mutex_lock(&r->lock);
-    size_t i = adapter_index(r, tenant, name, &found); /* only who holds `publish` moves it */
-    enum status st = found ? check_expected(r->adapters[i], name, expected_version, err)
-                           : error_set(err, ST_NOT_FOUND, "there is no adapter '%.140s'", name);
-    pthread_mutex_unlock(&r->lock);
-    if (!st) st = store_delete(r->store, tenant, name, &orphans, err);
-    if (!st) {
-        pthread_mutex_lock(&r->lock);
-        adapter_remove(r, i);
-        pthread_mutex_unlock(&r->lock);
-        /* Only now: as long as a lease finds the name, it must find the files. */
-        store_collect(r->store, &orphans);
-    }
-    pthread_mutex_unlock(&r->publish);
-    strbuf_release(&orphans);
-    return st;
 }
 
 /* --- files --- */

@@ -1,4 +1,5 @@
-/* The registry's state, shared by registry.c (names, publishing) and residency.c (leases, memory). */
+/* The registry's state, shared by registry.c (names, answers), publish.c (changes) and residency.c (leases,
+ * memory). */
 #ifndef ADAPTERS_REGISTRY_INT_H
 #define ADAPTERS_REGISTRY_INT_H
 
@@ -54,7 +55,22 @@ struct registry {
     bool closing;
 };
 
-/* --- registry.c; the caller holds `lock` --- */
+/* --- registry.c: the table of names; the caller holds `lock` --- */
+
+/* Index of the adapter, or of where it would stand. */
+size_t adapter_index(const struct registry *r, const char *tenant, const char *name, bool *found);
+/* Not yet in the table. NULL when out of memory. */
+struct named_adapter *adapter_new(const char *tenant, const char *name);
+void adapter_free(struct named_adapter *a);
+struct version *version_new(const char *tenant, const char *name, const struct version_record *record);
+/* Room for one more adapter and one more version of `a`, so that adding them cannot fail. */
+bool tables_reserve(struct registry *r, struct named_adapter *a);
+void adapter_insert(struct registry *r, struct named_adapter *a);
+/* Makes v, which is new, the current version. */
+void adapter_append(struct named_adapter *a, struct version *v);
+void adapter_remove(struct registry *r, size_t index);
+/* Whether text is a head, of at least digits_min digits, of the version's hash. */
+bool version_has_head(const struct version *v, const char *text, size_t digits_min);
 
 /* NULL where there is none. */
 struct named_adapter *registry_find(struct registry *r, const char *tenant, const char *name);
