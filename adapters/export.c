@@ -50,6 +50,12 @@ static enum status tar_open(struct export *e, struct error *err)
     return ST_OK;
 }
 
+static bool is_gguf(int fd)
+{
+    char head[4];
+    return pread(fd, head, sizeof head, 0) == sizeof head && memcmp(head, "GGUF", sizeof head) == 0;
+}
+
 enum status export_open(struct registry *r, const char *tenant, const char *name, const char *version,
                         struct export **out, struct error *err)
 {
@@ -59,12 +65,10 @@ enum status export_open(struct registry *r, const char *tenant, const char *name
     e->buffer = malloc(READ_BYTES);
     enum status st = e->buffer ? registry_open_files(r, tenant, name, version, &e->files, err)
                                : error_set(err, ST_NOMEM, "out of memory");
-    struct stat config;
-    if (!st && fstat(e->files.config_fd, &config)) st = file_error(err, "look at", PACKAGE_CONFIG);
-    if (!st && config.st_size > 0)
+    if (!st && !is_gguf(e->files.tensors_fd))
         st = tar_open(e, err);
     else
-        e->part = 1;
+        e->part = 1; /* the configuration beside it is ours */
     if (st) {
         export_close(e);
         return st;

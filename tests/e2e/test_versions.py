@@ -174,6 +174,15 @@ def padded(tensors, size=6 << 20):
     return (n + size).to_bytes(8, "little") + tensors[8:8 + n] + b" " * size + tensors[8 + n:]
 
 
+def test_a_gguf_adapter_comes_back_alone(server):
+    data = (FIXTURES / "formats" / "gguf_lora" / "adapter.gguf").read_bytes()
+    reply = server.upload("gguf", None, lambda _: ("application/octet-stream", data))
+    assert reply.status == 201, reply.body
+    back = server.call("GET", "/v1/adapters/gguf/download")
+    assert back.body == data and ".gguf" in back.headers["Content-Disposition"]
+    assert server.call("DELETE", "/v1/adapters/gguf").status == 200
+
+
 # --- other servers' calls ---
 
 
