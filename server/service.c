@@ -5,6 +5,10 @@
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define WORKER_NICENESS 10 /* above that of the process */
 
 /* ------------------------------------------------------------------ mailbox */
 
@@ -52,9 +56,23 @@ void mailbox_post(struct mailbox *m, struct mail *mail)
 
 /* ------------------------------------------------------------------ tasks and calls */
 
+/* Workers take what the engine leaves: a step waits for the slowest of its threads, so an upload that shares
+ * a core with one of them as an equal slows every stream. Measured by turns, two cores, 32 streams, 24
+ * uploads of 2 MB a second: the p99 gap between tokens is 445 ms without this and 300 ms with it. */
+static void worker_yield_to_engine(void)
+{
+    static _Thread_local bool done;
+    if (done) return;
+    done = true;
+    /* On Linux a thread has a niceness of its own. A refusal costs speed only. */
+    id_t self = (id_t)gettid();
+    (void)setpriority(PRIO_PROCESS, self, getpriority(PRIO_PROCESS, self) + WORKER_NICENESS);
+}
+
 static void task_work(uv_work_t *request)
 {
     struct task *t = request->data;
+    if (t->yields) worker_yield_to_engine();
     t->work(t);
 }
 
@@ -74,6 +92,7 @@ void task_start(struct service *s, struct task *t, void (*work)(struct task *), 
     t->work = work;
     t->done = done;
     t->request.data = t;
+    t->yields = s->state != SERVICE_LOADING; /* threads that loading starts inherit its niceness */
     s->task_count++;
     /* Fails only for a missing function. */
     CHECK(uv_queue_work(s->loop, &t->request, task_work, task_done) == 0);

@@ -64,6 +64,7 @@ struct task {
     struct service *service;
     void (*work)(struct task *t);
     void (*done)(struct task *t);
+    bool yields; /* to the engine's threads, where cores are short */
 };
 void task_start(struct service *s, struct task *t, void (*work)(struct task *), void (*done)(struct task *));
 

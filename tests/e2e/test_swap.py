@@ -4,6 +4,7 @@ exactly one version, the one its header names."""
 import json
 import random
 import threading
+from pathlib import Path
 
 from server import adapter_files
 
@@ -95,3 +96,25 @@ def test_streams_never_mix_versions(server):
     for name in NAMES:
         versions = server.call("GET", f"/v1/adapters/{name}").json()["versions"]
         assert not any(v["leases"] for v in versions)
+
+
+def threads_of(server):
+    """{thread: (niceness, processor time in ticks)}"""
+    found = {}
+    for stat in Path(f"/proc/{server.process.pid}/task").glob("*/stat"):
+        fields = stat.read_text().rsplit(")", 1)[1].split()
+        found[stat.parent.name] = int(fields[16]), int(fields[11]) + int(fields[12])
+    return found
+
+
+def test_uploads_yield_to_the_engine(server):
+    """Workers give way to the threads that compute, which must not inherit their niceness."""
+    own = threads_of(server)[str(server.process.pid)][0]
+    assert server.upload("alpha", adapter_files("moe_topk")).status in (200, 201)
+    before = threads_of(server)
+    assert own == 19 or any(niceness > own for niceness, _ in before.values())
+    ticks = {}
+    while max(ticks.values(), default=0) < 10:
+        server.complete(**body("alpha", False))
+        ticks = {t: used - before[t][1] for t, (_, used) in threads_of(server).items() if t in before}
+    assert before[max(ticks, key=ticks.get)][0] == own
