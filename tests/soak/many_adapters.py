@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 
-from load import AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table, verdict
+from load import KV_BYTES, AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table, verdict
 from server import SMOLLM2, Server
 
 RANK, EXPERTS, TOP_K = 8, 4, 2
@@ -140,7 +140,7 @@ def main():
     # An adapter keeps its type in memory: its packed size is its file's, and a little for alignment.
     room = int(pool.size * (options.room + 0.5) * 1.01)
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(options.model, f"{folder}/data", "--adapter-bytes", str(room))
+        server = Server(options.model, f"{folder}/data", "--adapter-bytes", str(room), "--kv-bytes", KV_BYTES)
         try:
             checks = soak(server, options, pool)
             code = server.stop()

@@ -11,16 +11,19 @@ usage: swap.py [--seconds N] [--streams N] [--adapters N] [--versions N] [--rate
 
 import argparse
 import multiprocessing
+import os
 import random
 import sys
 import tempfile
 import threading
 import time
 
-from load import PROMPTS, AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table, verdict
+from load import (KV_BYTES, PROMPTS, AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table,
+                  verdict)
 from server import SMOLLM2, Server, pack_multipart
 
 UPLOADERS = 4  # connections of the swapping client
+CLIENT_NICENESS = 10
 SLICES = 6  # by turns without swaps and with them
 PROMPTS_USED = PROMPTS[:2]
 
@@ -48,7 +51,9 @@ def upload_for_ever(server, pool, options, seed, swapping, counts, failures):
 
 
 def swapper(server, pool, options, pipe):
-    """A process of its own, so that its work delays no stream's clock. Obeys True (swap), False (pause), None."""
+    """A process of its own, so that its work delays no stream's clock, and a humble one: elsewhere clients have
+    machines of their own. Obeys True (swap), False (pause), None (end)."""
+    os.nice(CLIENT_NICENESS)
     swapping, counts, failures = {"on": False}, [], []
     threads = [threading.Thread(target=upload_for_ever,
                                 args=(server, pool, options, k, swapping, counts, failures), daemon=True)
@@ -172,7 +177,7 @@ def main():
     parser.add_argument("--experts", type=int, default=4)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(options.model, f"{folder}/data")
+        server = Server(options.model, f"{folder}/data", "--kv-bytes", KV_BYTES)
         try:
             checks = soak(server, options)
             code = server.stop()
