@@ -6,13 +6,6 @@
 #include "adapters/store.h"
 #include "base/strbuf.h"
 
-#include <libgen.h>
-#include <limits.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-
 static const char *const rule_names[GATE_RULE_COUNT] = {
     [GATE_NONE] = "none",
     [GATE_DENSE] = "dense",
@@ -100,38 +93,10 @@ done:
     return st;
 }
 
-static enum status archive_open(const char *path, char *folder, struct package *out, struct error *err)
-{
-    if (!mkdtemp(folder)) return file_error(err, "make the folder", folder);
-    enum status st = package_extract(path, folder, SIZE_MAX / 2, err);
-    if (!st) st = package_map(folder, NULL, SIZE_MAX / 2, out, err);
-    remove_all(folder); /* what is mapped stays until it is unmapped */
-    return st;
-}
-
-static bool names_safetensors(const char *path)
-{
-    size_t n = strlen(path);
-    return n > 12 && strcmp(path + n - 12, ".safetensors") == 0;
-}
-
 enum status adapter_inspect(const char *path, struct strbuf *out, struct error *err)
 {
-    struct stat info;
     struct package p = {0};
-    char copy[PATH_MAX];
-    enum status st;
-    if (stat(path, &info)) return file_error(err, "open", path);
-    if (S_ISDIR(info.st_mode)) {
-        st = package_map(path, NULL, SIZE_MAX / 2, &p, err);
-    } else if (names_safetensors(path)) {
-        snprintf(copy, sizeof copy, "%s", path);
-        st = package_map(dirname(copy), path, SIZE_MAX / 2, &p, err);
-    } else {
-        const char *temporary = getenv("TMPDIR");
-        snprintf(copy, sizeof copy, "%s/medley-XXXXXX", temporary && *temporary ? temporary : "/tmp");
-        st = archive_open(path, copy, &p, err);
-    }
+    enum status st = package_map_path(path, &p, err);
     if (!st) st = package_print(&p, out, err);
     package_close(&p);
     return st;

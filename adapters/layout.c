@@ -203,6 +203,7 @@ enum status site_layout(struct adapter_bundle *b, const struct adapter_base *bas
     enum status st = router_fill(b, s, site);
     if (!st) st = halves_fill(b, s, heads, scale, site);
     if (!st && s->bias) st = bias_fill(b, s->bias, heads, scale, site);
+    b->dora |= s->magnitude != NULL;
     if (!st && s->magnitude && base) st = dora_fold(b, base, s, heads, scale, site, err);
     if (st) return st;
     *out = site;

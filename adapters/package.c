@@ -1,15 +1,19 @@
 #include "adapters/package.h"
 
+#include "adapters/store.h"
 #include "base/strbuf.h"
 
 #include <archive.h>
 #include <archive_entry.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static char *path_join(const char *folder, const char *name)
@@ -287,6 +291,36 @@ enum status package_open(const char *folder, size_t bytes_max, struct package *o
 {
     enum status st = body_unpack(folder, bytes_max, err);
     return st ? st : package_map(folder, NULL, bytes_max, out, err);
+}
+
+static enum status archive_map(const char *path, char *folder, struct package *out, struct error *err)
+{
+    if (!mkdtemp(folder)) return file_error(err, "make the folder", folder);
+    enum status st = package_extract(path, folder, SIZE_MAX / 2, err);
+    if (!st) st = package_map(folder, NULL, SIZE_MAX / 2, out, err);
+    remove_all(folder); /* what is mapped stays until it is unmapped */
+    return st;
+}
+
+static bool names_safetensors(const char *path)
+{
+    size_t n = strlen(path);
+    return n > 12 && strcmp(path + n - 12, ".safetensors") == 0;
+}
+
+enum status package_map_path(const char *path, struct package *out, struct error *err)
+{
+    struct stat info;
+    char copy[PATH_MAX];
+    if (stat(path, &info)) return file_error(err, "open", path);
+    if (S_ISDIR(info.st_mode)) return package_map(path, NULL, SIZE_MAX / 2, out, err);
+    if (names_safetensors(path)) {
+        snprintf(copy, sizeof copy, "%s", path);
+        return package_map(dirname(copy), path, SIZE_MAX / 2, out, err);
+    }
+    const char *temporary = getenv("TMPDIR");
+    snprintf(copy, sizeof copy, "%s/medley-XXXXXX", temporary && *temporary ? temporary : "/tmp");
+    return archive_map(path, copy, out, err);
 }
 
 void package_close(struct package *p)

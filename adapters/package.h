@@ -18,8 +18,8 @@
 #define PACKAGE_ENTRIES_MAX 4096 /* of an archive */
 
 /* Takes the two files out of an archive (or a GGUF file) and puts them into folder, which has neither yet.
- * bytes_max bounds all that the archive unpacks to, the ignored files included. ST_BAD_FORMAT, ST_REJECTED, ST_UNSUPPORTED,
- * ST_TOO_LARGE, ST_NO_SPACE, ST_IO. */
+ * bytes_max bounds all that the archive unpacks to, the ignored files included. ST_BAD_FORMAT, ST_REJECTED,
+ * ST_UNSUPPORTED, ST_TOO_LARGE, ST_NO_SPACE, ST_IO. */
 NODISCARD enum status package_extract(const char *path, const char *folder, size_t bytes_max,
                                       struct error *err);
 
@@ -35,6 +35,9 @@ NODISCARD enum status package_open(const char *folder, size_t bytes_max, struct 
 /* Maps the tensors and the PACKAGE_CONFIG of a folder; tensors_path NULL: its PACKAGE_TENSORS. */
 NODISCARD enum status package_map(const char *folder, const char *tensors_path, size_t bytes_max,
                                   struct package *out, struct error *err);
+/* path: a folder with the two files, an archive of them, a GGUF file, or a safetensors file with
+ * PACKAGE_CONFIG beside it. An archive is unpacked into a temporary folder that is gone afterwards. */
+NODISCARD enum status package_map_path(const char *path, struct package *out, struct error *err);
 void package_close(struct package *p);
 
 #endif

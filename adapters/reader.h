@@ -31,6 +31,8 @@ struct adapter_bundle {
     struct lr_site_source **ffn;      /* [layers], or NULL: routers of whole FFNs, sites of rank 0 */
     int rank_max, experts_max, top_k; /* the largest over its sites */
     int site_count;
+    bool dora;        /* some site has DoRA's magnitude, though without a base no gain */
+    bool qk_permuted; /* B rows of q and k are in the order of a GGUF file, not Hugging Face's */
     size_t parameters;
     size_t lr_width;              /* as lr_adapter.width */
     char targets[256];            /* "q_proj, v_proj", for people */

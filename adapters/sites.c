@@ -437,6 +437,7 @@ enum status parts_build(struct parts *p, const char *format, const struct format
     if (!b) return ST_NOMEM;
     struct build bd = {.rules = rules, .base = base, .bundle = b};
     snprintf(b->format, sizeof b->format, "%s", format);
+    b->qk_permuted = rules->in_base_order || (base && base->qk_permuted);
     st = bundle_build(&bd, p, err);
     if (!st) {
         *out = b;

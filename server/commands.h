@@ -7,6 +7,7 @@
 int serve_run(const struct config *c);
 int generate_run(const struct config *c);
 int inspect_run(const struct config *c);
+int convert_run(const struct config *c);
 int push_run(const struct config *c);
 int list_run(const struct config *c);
 int rollback_run(const struct config *c);

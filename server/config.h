@@ -13,6 +13,7 @@ enum command {
     COMMAND_INSPECT = 4,
     COMMAND_LIST = 8,
     COMMAND_CHANGE = 16, /* of a running server's adapters */
+    COMMAND_CONVERT = 32,
 };
 
 struct config {
@@ -29,6 +30,9 @@ struct config {
     int rank_max, experts_max, keep_versions, max_connections, drain_seconds;
     /* of a running server */
     const char *server, *expected_version;
+    /* convert */
+    const char *format;
+    bool force;
     /* generate */
     struct option_list adapters;
     bool chat;

@@ -19,6 +19,8 @@ static const struct {
      generate_run, 1, 1},
     {COMMAND_INSPECT, "adapter inspect", "PATH", "check an adapter's files and say what is in them",
      inspect_run, 1, 1},
+    {COMMAND_CONVERT, "adapter convert", "PATH FOLDER [options]",
+     "write an adapter of any format anew, as PEFT LoRA or MoELoRA", convert_run, 2, 2},
     {COMMAND_CHANGE, "adapter push", "NAME PATH [options]",
      "upload an adapter, a folder or a file, to a running server", push_run, 2, 2},
     {COMMAND_LIST, "adapter list", "[options]", "the adapters of a running server", list_run, 0, 0},

@@ -22,7 +22,7 @@ ALLOWED = {
     "engine": ["base/*.h", "kernels/device.h", "kernels/lowrank.h", "adapters/view.h"],
     "api": ["base/*.h"],
     "server": ["base/*.h", "api/*.h", "engine/engine.h", "engine/tokenizer.h", "engine/chat.h",
-               "adapters/export.h", "adapters/inspect.h", "adapters/reader.h", "adapters/registry.h", "adapters/view.h",
+               "adapters/convert.h", "adapters/export.h", "adapters/inspect.h", "adapters/reader.h", "adapters/registry.h", "adapters/view.h",
                "kernels/device.h"],
 }
 # One kernel table knows the CPU's table layout and itself, no other table and nothing of the device.
