@@ -49,7 +49,7 @@ static void softmax(float temperature, const float *logits, int count, const int
     for (int j = 0; j < count; j++) p[j] /= total;
 }
 
-/* p over all experts, and for now all of them chosen. */
+/* p over all experts, all of them chosen: the rule that calls this drops some. */
 static int softmax_all(const struct lr_site *s, const float *logits, int32_t *chosen, float *p)
 {
     int count = choose_all(s, chosen);

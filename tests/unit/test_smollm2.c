@@ -32,8 +32,12 @@
 /* The fast ops round the inputs of quantised products to 8 bits and keep the cache in half precision, as
  * llama.cpp does, whose errors on this fixture are 2.1 and 0.16 (tests/fixtures/check_llama_cpp.py).
  * Measured: 1.6 and 0.17; 1.1 and 0.20 on the two texts of a sanitized run. */
-#define FAST_MAX  2.1
+#define FAST_MAX 2.1
+#ifdef SANITIZED /* fewer texts, a wider spread of their mean */
 #define FAST_MEAN 0.25
+#else
+#define FAST_MEAN 0.2
+#endif
 /* A choice differs where the two best logits are nearer to each other than their errors; the largest gap
  * ever turned was 0.3, llama.cpp's 0.43. */
 #define FAST_GAP 0.6
