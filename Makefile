@@ -33,7 +33,7 @@ ISA_$(B)/kernels/avx2 := $(ISA_AVX2)
 ISA_$(B)/kernels/avx512 := $(ISA_AVX512)
 
 X86_FOLDERS := $(if $(filter x86_64,$(shell uname -m)),kernels/avx2 kernels/avx512)
-FOLDERS := base kernels kernels/cpu kernels/reference $(X86_FOLDERS) adapters engine api server
+FOLDERS := base kernels kernels/cpu kernels/reference $(X86_FOLDERS) adapters engine training api server
 SOURCES := $(filter-out server/main.c,$(wildcard $(FOLDERS:%=%/*.c)))
 OBJECTS := $(SOURCES:%.c=$(B)/%.o)
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))

@@ -36,6 +36,7 @@ struct engine_config {
     int context_length;       /* 0: the model's own */
     int lr_width;             /* see device_limits; 0: 4096 */
     bool no_prefix_cache;     /* what was computed for one request is not kept for others */
+    double turn_seconds;      /* of background work between two steps; 0: 0.01 */
     /* Called while opening, on the opening thread, for a progress bar; done in 0..1. May be NULL. */
     void (*on_progress)(void *ctx, double done);
     void *progress_ctx;
@@ -166,6 +167,24 @@ NODISCARD enum status engine_submit(struct engine *e, const struct engine_reques
                                     struct error *err);
 /* Ends the sequence within a step, with FINISH_CANCELLED. Unknown and finished ids are ignored. */
 void engine_cancel(struct engine *e, uint64_t id);
+
+/* --- others' work on the engine's device ---------------------------------------------------------
+ * Between steps the engine lends its device to background work: the borrower calls ops from its own thread while the
+ * engine waits. While sequences run, a turn lasts turn_seconds of the configuration at most, and an op; borrowers take
+ * turns in order of arrival. With nothing to serve, they have the device all the time. */
+struct engine_turn; /* of one borrower, which is one thread at a time */
+NODISCARD enum status engine_turn_open(struct engine *e, struct engine_turn **out); /* ST_NOMEM */
+void engine_turn_close(struct engine_turn *t); /* not while it has the device */
+/* Waits for the device. ST_DRAINING: the engine is closing; ST_DEVICE: it failed. */
+NODISCARD enum status engine_turn_begin(struct engine_turn *t);
+/* To be called between ops: gives the device back where the turn is over and waits for the next. On failure
+ * (as of engine_turn_begin) the device is given back. */
+NODISCARD enum status engine_turn_continue(struct engine_turn *t);
+void engine_turn_end(struct engine_turn *t);
+
+/* The model and device behind the engine, for background work. */
+struct model;
+const struct model *engine_model(const struct engine *e);
 
 struct engine_stats {
     int running, waiting;

@@ -182,8 +182,10 @@ struct device_ops {
 };
 
 /* The part of a device every backend shares. */
+struct grad_ops;
 struct device {
     const struct device_ops *ops;
+    const struct grad_ops *grad; /* kernels/grad.h; NULL where the backend cannot train */
     const char *name; /* "cpu avx2", for logs and metrics */
     int host_threads; /* of host_run, at least 1 */
 };

@@ -20,8 +20,10 @@ ALLOWED = {
     "kernels": ["base/*.h"],
     "adapters": ["base/*.h", "kernels/device.h", "kernels/lowrank.h"],
     "engine": ["base/*.h", "kernels/device.h", "kernels/lowrank.h", "adapters/view.h"],
+    "training": ["base/*.h", "kernels/device.h", "kernels/lowrank.h", "kernels/grad.h", "engine/engine.h",
+                 "engine/model.h", "engine/tokenizer.h", "engine/chat.h", "adapters/*.h"],
     "api": ["base/*.h"],
-    "server": ["base/*.h", "api/*.h", "engine/engine.h", "engine/tokenizer.h", "engine/chat.h",
+    "server": ["base/*.h", "api/*.h", "training/*.h", "engine/engine.h", "engine/tokenizer.h", "engine/chat.h",
                "adapters/convert.h", "adapters/export.h", "adapters/inspect.h", "adapters/reader.h", "adapters/registry.h", "adapters/view.h",
                "kernels/device.h"],
 }
@@ -33,9 +35,10 @@ TABLE_BELOW = {"avx2": ["kernels/reference/*.h"], "avx512": ["kernels/avx2/*.h",
 
 # header of a library: the folders that may include it
 LIBRARIES = {
-    "cjson/*": {"base", "api", "adapters", "server"},
-    "sodium*": {"base", "adapters", "engine", "server"},
-    "sqlite3.h": {"adapters"},
+    "cjson/*": {"base", "api", "adapters", "server", "training"},
+    "sodium*": {"base", "adapters", "engine", "server", "training"},
+    "sqlite3.h": {"adapters", "training"},
+    "cblas.h": {"kernels"},
     "archive*.h": {"adapters"},
     "pcre2.h": {"engine", "adapters"},
     "uv.h": {"server"},
