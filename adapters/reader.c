@@ -190,6 +190,18 @@ void *bundle_alloc(struct adapter_bundle *b, size_t count, size_t size)
     return blocks_alloc(&b->memory, count, size);
 }
 
+struct adapter_bundle *bundle_new(const struct adapter_base *base)
+{
+    struct adapter_bundle *b = calloc(1, sizeof *b);
+    if (!b) return NULL;
+    b->layers = base->layers;
+    b->qk_permuted = base->qk_permuted;
+    b->sites = bundle_alloc(b, (size_t)b->layers * PROJ_COUNT, sizeof *b->sites);
+    if (b->sites) return b;
+    free(b);
+    return NULL;
+}
+
 void adapter_bundle_free(struct adapter_bundle *b)
 {
     if (!b) return;

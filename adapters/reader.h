@@ -47,6 +47,11 @@ NODISCARD enum status adapter_read(const void *config, size_t config_size, const
                                    struct adapter_bundle **out, struct error *err);
 void adapter_bundle_free(struct adapter_bundle *b);
 
+/* To make one without a file: no sites yet, in the order of the base's rows; NULL when out of memory. What
+ * its sites point to is allocated in it (zeroed, freed with it; NULL when out of memory). */
+struct adapter_bundle *bundle_new(const struct adapter_base *base);
+void *bundle_alloc(struct adapter_bundle *b, size_t count, size_t size);
+
 /* A short name for a projection as it stands in files: "q_proj" ... "down_proj". */
 const char *projection_name(enum projection p);
 

@@ -44,7 +44,5 @@ NODISCARD enum status rules_number(const cJSON *config, const char *key, double 
 /* Zeroed blocks, freed together; NULL where there is no memory left. */
 void *blocks_alloc(struct adapter_block **list, size_t count, size_t size);
 void blocks_free(struct adapter_block **list);
-/* Of a bundle: lives as long as it does. */
-void *bundle_alloc(struct adapter_bundle *b, size_t count, size_t size);
 
 #endif

@@ -7,6 +7,7 @@
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
 #include "engine/step.h"
+#include "engine/turns.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -49,6 +50,7 @@ struct engine {
     bool cancels; /* some sequence was newly marked as cancelled */
     bool closing;
     bool failed; /* the device did */
+    struct turns turns;
     struct engine_stats stats;
 };
 
@@ -61,6 +63,7 @@ static void config_fill(struct engine_config *c)
     if (c->prefill_chunk == 0) c->prefill_chunk = 128;
     if (c->kv_bytes == 0) c->kv_bytes = (size_t)1 << 30;
     if (c->lr_width == 0) c->lr_width = 4096;
+    if (c->turn_seconds == 0) c->turn_seconds = 0.01;
 }
 
 static enum status config_check(const struct engine_config *c, struct error *err)
@@ -232,6 +235,7 @@ static void device_failed(struct engine *e, enum status st)
     log_error("%s; nothing more can run", error.message);
     pthread_mutex_lock(&e->lock);
     e->failed = true;
+    turns_wake(&e->turns);
     pthread_mutex_unlock(&e->lock);
     sequences_end(e, true, FINISH_ERROR, &error);
 }
@@ -354,6 +358,14 @@ static void sequences_admit(struct engine *e)
     }
 }
 
+/* One turn of background work, if any waits. Nothing else happens meanwhile. */
+static void device_lend(struct engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    if (!e->failed) turns_lend(&e->turns, &e->lock, now_seconds() + e->config.turn_seconds);
+    pthread_mutex_unlock(&e->lock);
+}
+
 /* What other threads asked for since the last look. */
 struct requests {
     struct sequence *incoming;
@@ -365,7 +377,7 @@ static struct requests requests_take(struct engine *e)
 {
     pthread_mutex_lock(&e->lock);
     bool busy = scheduler_running(e->scheduler) > 0 || scheduler_waiting(e->scheduler) > 0;
-    while (!busy && !e->incoming && !e->cancels && !e->closing)
+    while (!busy && !e->incoming && !e->cancels && !e->closing && !e->turns.first)
         pthread_cond_wait(&e->wake, &e->lock);
     struct requests r = {.incoming = e->incoming, .cancels = e->cancels, .closing = e->closing,
                          .failed = e->failed};
@@ -392,6 +404,7 @@ static void *engine_main(void *arg)
         sequences_admit(e);
         if (scheduler_running(e->scheduler) > 0) engine_step(e);
         stats_show(e);
+        device_lend(e);
     }
     sequences_end(e, true, FINISH_CANCELLED, NULL);
     return NULL;
@@ -405,6 +418,7 @@ enum status engine_open(const struct engine_config *config, struct engine **out,
     if (!e) return error_set(err, ST_NOMEM, "out of memory");
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->wake, NULL);
+    turns_init(&e->turns);
     e->incoming_end = &e->incoming;
     e->config = *config;
     config_fill(&e->config);
@@ -444,6 +458,7 @@ void engine_close(struct engine *e)
     free(e->end_tokens);
     tokenizer_close(e->tokenizer);
     model_close(e->model);
+    turns_destroy(&e->turns);
     pthread_cond_destroy(&e->wake);
     pthread_mutex_destroy(&e->lock);
     free(e);
@@ -514,6 +529,84 @@ void engine_cancel(struct engine *e, uint64_t id)
     }
     pthread_mutex_unlock(&e->lock);
 }
+
+/* --- turns --- */
+
+enum status engine_turn_open(struct engine *e, struct engine_turn **out)
+{
+    struct engine_turn *t = calloc(1, sizeof *t);
+    if (!t) return ST_NOMEM;
+    t->engine = e;
+    pthread_cond_init(&t->granted, NULL);
+    *out = t;
+    return ST_OK;
+}
+
+void engine_turn_close(struct engine_turn *t)
+{
+    if (!t) return;
+    CHECK(!t->holding);
+    pthread_cond_destroy(&t->granted);
+    free(t);
+}
+
+/* Under the lock. */
+static enum status turn_wait(struct engine_turn *t)
+{
+    struct engine *e = t->engine;
+    turns_join(&e->turns, t);
+    pthread_cond_signal(&e->wake);
+    while (!t->holding && !e->failed) pthread_cond_wait(&t->granted, &e->lock);
+    if (t->holding) return ST_OK;
+    turns_leave(&e->turns, t);
+    return ST_DEVICE;
+}
+
+enum status engine_turn_begin(struct engine_turn *t)
+{
+    CHECK(!t->holding);
+    pthread_mutex_lock(&t->engine->lock);
+    enum status st = turn_wait(t);
+    pthread_mutex_unlock(&t->engine->lock);
+    return st;
+}
+
+/* Under the lock. While sequences run, a turn lasts its time even where requests arrive: they will be admitted after it, and
+ * a stream of arrivals cannot stop background work. */
+static bool turn_over(const struct engine *e)
+{
+    bool serving = e->stats.running > 0;
+    if (e->closing || e->cancels || (!serving && e->incoming)) return true;
+    return (serving || e->turns.first) && now_seconds() >= e->turns.end;
+}
+
+enum status engine_turn_continue(struct engine_turn *t)
+{
+    CHECK(t->holding);
+    struct engine *e = t->engine;
+    enum status st = e->config.device->ops->sync(e->config.device);
+    pthread_mutex_lock(&e->lock);
+    if (st) { /* the engine's thread finds it before its next step */
+        e->failed = true;
+        turns_wake(&e->turns);
+    }
+    if (st || turn_over(e)) {
+        turns_return(&e->turns);
+        if (!st) st = turn_wait(t);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return st;
+}
+
+void engine_turn_end(struct engine_turn *t)
+{
+    CHECK(t->holding);
+    pthread_mutex_lock(&t->engine->lock);
+    turns_return(&t->engine->turns);
+    pthread_mutex_unlock(&t->engine->lock);
+}
+
+const struct model *engine_model(const struct engine *e) { return e->model; }
 
 void engine_stats(struct engine *e, struct engine_stats *out)
 {

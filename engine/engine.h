@@ -171,11 +171,13 @@ void engine_cancel(struct engine *e, uint64_t id);
 /* --- others' work on the engine's device ---------------------------------------------------------
  * Between steps the engine lends its device to background work: the borrower calls ops from its own thread while the
  * engine waits. While sequences run, a turn lasts turn_seconds of the configuration at most, and an op; borrowers take
- * turns in order of arrival. With nothing to serve, they have the device all the time. */
+ * turns in order of arrival. With nothing to serve, they have the device all the time. What ops compute does not depend
+ * on how they are cut into turns. */
 struct engine_turn; /* of one borrower, which is one thread at a time */
-NODISCARD enum status engine_turn_open(struct engine *e, struct engine_turn **out); /* ST_NOMEM */
+/* ST_NOMEM. To be closed before the engine. */
+NODISCARD enum status engine_turn_open(struct engine *e, struct engine_turn **out);
 void engine_turn_close(struct engine_turn *t); /* not while it has the device */
-/* Waits for the device. ST_DRAINING: the engine is closing; ST_DEVICE: it failed. */
+/* Waits for the device. ST_DEVICE: it failed. */
 NODISCARD enum status engine_turn_begin(struct engine_turn *t);
 /* To be called between ops: gives the device back where the turn is over and waits for the next. On failure
  * (as of engine_turn_begin) the device is given back. */

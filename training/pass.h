@@ -60,7 +60,7 @@ void pass_close(struct pass *p);
 size_t pass_bytes(const struct pass *p);
 
 /* Forward only: result as of L, no gradients. loss NULL: no auxiliary losses. Rows with weight != 0 get their
- * logprob. ST_CANCELLED where *cancel became true, ST_DRAINING where the engine closes, ST_DEVICE. */
+ * logprob. ST_CANCELLED where *cancel became true, ST_DEVICE. */
 NODISCARD enum status pass_forward(struct pass *p, const struct pass_batch *b, const struct pass_loss *loss,
                                    const atomic_bool *cancel, struct pass_result *out);
 /* Adds dL/dparams to params.grad. After any failure the gradients are partial: zero them. */
