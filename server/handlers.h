@@ -20,8 +20,6 @@ void lora_adapters_post(struct exchange *x);
 void lora_load_post(struct exchange *x);
 void lora_unload_post(struct exchange *x);
 void adapter_put_begin(struct exchange *x);
-void adapter_put_data(struct exchange *x, const char *data, size_t n);
-void adapter_put_end(struct exchange *x);
 
 void completions_post(struct exchange *x);
 void chat_post(struct exchange *x);

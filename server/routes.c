@@ -1,6 +1,7 @@
 #include "server/routes.h"
 
 #include "server/handlers.h"
+#include "server/intake.h"
 
 #include <string.h>
 
@@ -17,8 +18,7 @@ const struct route server_routes[] = {
     {"POST", "/detokenize", BODY_JSON, 8 * MIB, detokenize_post},
     {"GET", "/v1/adapters", .handle = adapters_get},
     {"GET", "/v1/adapters/{name}", .handle = adapter_get},
-    {"PUT", "/v1/adapters/{name}", BODY_STREAM, SIZE_MAX, adapter_put_end, adapter_put_begin,
-     adapter_put_data},
+    {"PUT", "/v1/adapters/{name}", BODY_STREAM, SIZE_MAX, intake_end, adapter_put_begin, intake_data},
     {"PATCH", "/v1/adapters/{name}", BODY_JSON, MIB, adapter_change},
     {"DELETE", "/v1/adapters/{name}", .handle = adapter_delete},
     {"POST", "/v1/adapters/{name}/rollback", BODY_JSON, MIB, adapter_rollback},
