@@ -168,7 +168,7 @@ static enum status engine_build(struct engine *e, struct error *err)
     if (!st) st = chat_bind(e, err);
     if (st) return st;
 
-    struct forward_config forward = {.rows = c->max_batch + c->prefill_chunk,
+    struct forward_config forward = {.rows = engine_step_rows(e),
                                      .logit_rows = c->max_batch, .lr_width = c->lr_width,
                                      .kv_type = c->kv_type, .kv_pages = e->kv_pages};
     st = forward_open(e->model, &forward, &e->forward, err);
@@ -607,6 +607,8 @@ void engine_turn_end(struct engine_turn *t)
 }
 
 const struct model *engine_model(const struct engine *e) { return e->model; }
+
+int engine_step_rows(const struct engine *e) { return e->config.max_batch + e->config.prefill_chunk; }
 
 void engine_stats(struct engine *e, struct engine_stats *out)
 {

@@ -187,6 +187,7 @@ void engine_turn_end(struct engine_turn *t);
 /* The model and device behind the engine, for background work. */
 struct model;
 const struct model *engine_model(const struct engine *e);
+int engine_step_rows(const struct engine *e); /* the most rows a forward op on its device may have */
 
 struct engine_stats {
     int running, waiting;

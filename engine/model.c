@@ -251,13 +251,24 @@ static enum status model_bind(struct binder *b, struct error *err)
     return st;
 }
 
+/* Decoded. */
+static void tensor_row(const struct gguf_tensor *t, size_t row, float *out)
+{
+    size_t cols = (size_t)t->dim[0];
+    dtype_decode(t->type, (const char *)t->data + row * dtype_row_bytes(t->type, cols), out, cols);
+}
+
 void model_weight_row(const struct model *m, int layer, enum projection p, size_t row, float *out)
 {
     char name[64];
     snprintf(name, sizeof name, "blk.%d.%s.weight", layer, projection_tensor[p]);
-    const struct gguf_tensor *t = gguf_tensor_find(m->gguf, name);
-    size_t d_in = (size_t)t->dim[0];
-    dtype_decode(t->type, (const char *)t->data + row * dtype_row_bytes(t->type, d_in), out, d_in);
+    tensor_row(gguf_tensor_find(m->gguf, name), row, out);
+}
+
+void model_head_row(const struct model *m, size_t row, float *out)
+{
+    const struct gguf_tensor *t = gguf_tensor_find(m->gguf, "output.weight");
+    tensor_row(t ? t : gguf_tensor_find(m->gguf, "token_embd.weight"), row, out);
 }
 
 /* --- opening ----------------------------------------------------------------------------------- */

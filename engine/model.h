@@ -40,5 +40,7 @@ void model_close(struct model *m);
 
 /* A row of a projection's weights as the file has it, decoded: out (d_in). Any thread may call it. */
 void model_weight_row(const struct model *m, int layer, enum projection p, size_t row, float *out);
+/* A row of the head's, (embed), likewise. */
+void model_head_row(const struct model *m, size_t row, float *out);
 
 #endif

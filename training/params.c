@@ -34,7 +34,7 @@ static enum status bundle_check(const struct adapter_bundle *b, struct error *er
 
 static size_t router_floats(const struct train_site *s)
 {
-    return s->rule == GATE_NONE ? 0 : (size_t)s->experts * s->d_in;
+    return s->routed < 0 ? 0 : (size_t)s->experts * s->d_in;
 }
 
 static size_t stacked(const struct train_site *s) { return (size_t)s->experts * (size_t)s->rank; }
@@ -51,9 +51,9 @@ static void site_place(struct params *p, const struct lr_site_source *src, int p
                              .top_k = src->top_k,
                              .rule = src->rule,
                              .temperature = src->temperature,
+                             .routed = src->rule == GATE_NONE ? -1 : p->routed_count++,
                              .d_in = src->d_in,
                              .d_out = src->d_out};
-    p->routed_count += s->rule != GATE_NONE;
     s->router = p->count;
     s->a = s->router + router_floats(s);
     s->bt = s->a + stacked(s) * s->d_in;

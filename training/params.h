@@ -15,6 +15,7 @@ struct train_site {
     int experts, rank, top_k;
     enum gate_rule rule; /* NONE, DENSE, TOPK or TOPK_RAW */
     float temperature;
+    int routed; /* which of the sites with a router; -1 without one */
     size_t d_in, d_out;
     /* Offsets into the vector, in floats. */
     size_t router; /* (experts, d_in); none with GATE_NONE */

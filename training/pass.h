@@ -55,7 +55,7 @@ struct pass_result {
 
 /* rows_max, seq_max: of any batch. ST_NOMEM. */
 NODISCARD enum status pass_open(struct engine *e, struct transposed *t, struct params *p, int rows_max,
-                                int seq_rows_max, struct pass **out, struct error *err);
+                                int seq_rows_max, struct pass **out);
 void pass_close(struct pass *p);
 size_t pass_bytes(const struct pass *p);
 
