@@ -1,5 +1,7 @@
 #include "api/scan.h"
 
+#include "base/strbuf.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -142,6 +144,13 @@ void token_rows_release(struct token_rows *t)
     *t = (struct token_rows){0};
 }
 
+/* A value that was taken becomes a number of the same length. */
+static void blank(char *text, struct span value)
+{
+    memset(text + (value.at - text), ' ', (size_t)(value.end - value.at));
+    text[value.at - text] = '0';
+}
+
 enum status scan_take_tokens(char *text, size_t size, const char *key, struct token_rows *out)
 {
     struct span s = {text, text + size};
@@ -159,14 +168,50 @@ enum status scan_take_tokens(char *text, size_t size, const char *key, struct to
     st = ST_NOT_FOUND;
     if (!take_rows(value, &t)) goto done;
 
-    memset(text + (value.at - text), ' ', (size_t)(value.end - value.at));
-    text[value.at - text] = '0';
+    blank(text, value);
     *out = t;
     t = (struct token_rows){0}; /* moved to the caller */
     st = ST_OK;
 done:
     token_rows_release(&t);
     return st;
+}
+
+/* One element onto a line of its own. Between tokens, line breaks mean no more than spaces; inside strings
+ * they are against the grammar, and a reader of the line will say so of other characters than these two. */
+static void append_line(struct strbuf *out, const char *at, const char *end)
+{
+    size_t from = out->size;
+    while (end > at && (end[-1] == ' ' || end[-1] == '\t' || end[-1] == '\n' || end[-1] == '\r')) end--;
+    strbuf_append(out, at, (size_t)(end - at));
+    for (size_t i = from; !out->failed && i < out->size; i++)
+        if (out->data[i] == '\n' || out->data[i] == '\r') out->data[i] = ' ';
+    strbuf_putc(out, '\n');
+}
+
+enum status scan_take_lines(char *text, size_t size, const char *key, struct strbuf *out)
+{
+    struct span s = {text, text + size}, value;
+    size_t before = out->size;
+    if (!find_member(&s, key)) return ST_NOT_FOUND;
+    value = s;
+    if (!take_char(&s, '[')) return ST_NOT_FOUND;
+    bool whole = take_char(&s, ']');
+    while (!whole) {
+        skip_space(&s);
+        const char *element = s.at;
+        if (!skip_value(&s)) break;
+        append_line(out, element, s.at);
+        whole = take_char(&s, ']');
+        if (!whole && !take_char(&s, ',')) break;
+    }
+    value.end = s.at;
+    if (!whole || out->failed) {
+        strbuf_truncate(out, before);
+        return whole ? ST_NOMEM : ST_NOT_FOUND;
+    }
+    blank(text, value);
+    return ST_OK;
 }
 
 enum status scan_integer(const char *text, size_t size, const char *key, uint64_t *out)

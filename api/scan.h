@@ -27,6 +27,12 @@ void token_rows_release(struct token_rows *t);
  * document. Otherwise leaves both untouched, with ST_NOT_FOUND. ST_NOMEM. */
 NODISCARD enum status scan_take_tokens(char *text, size_t size, const char *key, struct token_rows *out);
 
+/* If member `key` is an array, moves its elements to *out, one a line (a caller's strbuf, appended to), and
+ * overwrites its text as above. The elements' own line breaks become spaces; whatever else they are is left
+ * to who reads them. ST_NOT_FOUND, with both untouched, where it is missing or no array. ST_NOMEM. */
+struct strbuf;
+NODISCARD enum status scan_take_lines(char *text, size_t size, const char *key, struct strbuf *out);
+
 /* Member `key` as an integer in [-2^63, 2^64), negative ones in two's complement. ST_NOT_FOUND where
  * it is missing or null, ST_INVALID where it is anything else. */
 NODISCARD enum status scan_integer(const char *text, size_t size, const char *key, uint64_t *out);

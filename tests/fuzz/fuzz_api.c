@@ -1,12 +1,40 @@
 /* Damaged request bodies of every endpoint that takes JSON. */
 #include "api/completion.h"
 #include "api/tokenize.h"
+#include "api/training.h"
 #include "tests/support/fuzz.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum endpoint { COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE };
+enum endpoint { COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE, FRESH, TRAIN, FORWARD, TUNE };
+
+static bool is_setting(const char *name) { return !strcmp(name, "steps") || !strcmp(name, "contrast"); }
+
+static bool parse_training(enum endpoint endpoint, char *text, size_t size, struct api_error *err)
+{
+    static const struct fresh_limits limits = {64, 16};
+    static const struct fine_tuning_limits tuning = {is_setting, 1e-3, 256};
+    struct fresh_request fresh;
+    struct fine_tuning_request tune;
+    struct train_body train;
+    bool ok;
+    switch (endpoint) {
+    case FRESH:
+        ok = fresh_request_parse(text, size, &limits, &fresh, err);
+        if (ok) fresh_request_release(&fresh);
+        return ok;
+    case TUNE:
+        ok = fine_tuning_parse(text, size, &tuning, &tune, err);
+        if (ok) fine_tuning_release(&tune);
+        return ok;
+    default:
+        ok = train_body_parse(endpoint == TRAIN ? TRAIN_BODY_JOB : TRAIN_BODY_FORWARD, text, size, is_setting,
+                              &train, err);
+        if (ok) train_body_release(&train);
+        return ok;
+    }
+}
 
 static bool parse(enum endpoint endpoint, char *text, size_t size, struct api_error *err)
 {
@@ -14,6 +42,7 @@ static bool parse(enum endpoint endpoint, char *text, size_t size, struct api_er
     struct tokenize_request tokenize;
     struct token_rows rows;
     bool ok;
+    if (endpoint >= FRESH) return parse_training(endpoint, text, size, err);
     switch (endpoint) {
     case TOKENIZE:
         ok = tokenize_request_parse(text, size, &tokenize, err);
@@ -118,6 +147,24 @@ int main(int argc, char **argv)
         {"tokenize messages",
          "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"add_generation_prompt\":true}", TOKENIZE},
         {"detokenize", "{\"tokens\":[1,2,3,400,50000]}", DETOKENIZE},
+        {"fresh",
+         "{\"name\":\"a\",\"r\":4,\"num_experts\":8,\"top_k\":2,\"lora_alpha\":8,\"gate\":\"topk\",\"use_"
+         "rslora\":true,"
+         "\"target_modules\":[\"q_proj\",\"v_proj\"],\"seed\":18446744073709551615,\"description\":\"d\"}",
+         FRESH},
+        {"train",
+         "{\"examples\":[{\"prompt\":\"a\\n]\",\"completion\":\"b\"},{\"messages\":[{\"role\":\"user\","
+         "\"content\":\"x\"}]},"
+         "{\"tokens\":[1,2],\"weights\":[0,1.5]}],\"steps\":10,\"contrast\":0.01,\"wait\":true,"
+         "\"idempotency_key\":\"k\",\"expected_version\":\"\"}",
+         TRAIN},
+        {"forward", "{\"examples\":[{\"text\":\"a\"}],\"forward_only\":true,\"contrast\":0}", FORWARD},
+        {"fine-tuning",
+         "{\"model\":\"m\",\"training_file\":\"file-1\",\"validation_file\":null,\"suffix\":\"s\",\"seed\":7,"
+         "\"metadata\":{\"a\":\"b\"},\"integrations\":[],\"hyperparameters\":{\"n_epochs\":\"auto\"},"
+         "\"method\":{\"type\":\"dpo\",\"dpo\":{\"hyperparameters\":{\"beta\":0.1,\"batch_size\":4,"
+         "\"learning_rate_multiplier\":2}}}}",
+         TUNE},
     };
     enum { COUNT = sizeof bodies / sizeof *bodies };
     struct mutate_source sources[COUNT];
