@@ -52,7 +52,7 @@ struct rmsnorm_backward_args {
 struct rope_backward_args {
     int rows, heads;
     size_t head_dim, rope_dims;
-    const int32_t *position; /* [rows], host memory */
+    const int32_t *position; /* [rows], below limits.seq_rows; host memory */
     const float *inv_freq;   /* (rope_dims / 2), host memory */
     float magnitude;
     bool adjacent_pairs;

@@ -2,6 +2,7 @@
 #include "kernels/cpu/device_int.h"
 
 #include "base/memory.h"
+#include "kernels/cpu/grad_int.h"
 #include "kernels/cpu/lowrank.h"
 
 #include <stdio.h>
@@ -28,6 +29,7 @@ static void device_close(struct device *device)
     pool_close(d->pool);
     pthread_mutex_destroy(&d->pool_lock);
     cpu_scratch_release(d);
+    memory_free(d->grad);
     memory_free(d);
 }
 
@@ -150,7 +152,7 @@ enum status cpu_device_open(const struct cpu_device_config *config, struct devic
 
     struct cpu_device *d = memory_zalloc(1, sizeof *d);
     if (!d) return error_set(err, ST_NOMEM, "no memory for the compute device");
-    d->base = (struct device){.ops = &cpu_ops, .name = d->name};
+    d->base = (struct device){.ops = &cpu_ops, .grad = &cpu_grad_ops, .name = d->name};
     d->level = level;
     snprintf(d->name, sizeof d->name, "cpu %s", cpu_level_name(level));
     for (int i = 0; i <= (int)level; i++) cpu_level_kernels((enum cpu_level)i, &d->table[i]);

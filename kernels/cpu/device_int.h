@@ -47,6 +47,8 @@ struct cpu_scratch {
     size_t attention_floats;
 };
 
+struct cpu_grad;
+
 struct cpu_device {
     struct device base;
     char name[32];
@@ -57,6 +59,7 @@ struct cpu_device {
     pthread_mutex_t pool_lock; /* the pool is the ops', or one packer's */
     struct device_limits limits;
     struct cpu_scratch scratch;
+    struct cpu_grad *grad; /* grad_int.h; NULL until something is trained */
 
     /* The group of gate and up whose routed experts' activations stand in scratch.lr; rows 0: none. */
     int ffn_layer, ffn_rows;

@@ -12,6 +12,7 @@
 
 #include "base/dtype.h"
 #include "kernels/device.h"
+#include "kernels/grad.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -76,7 +77,29 @@ struct cpu_kernels {
      * apart: B is kept transposed, by panels of columns (LR_PANEL as a rule). */
     void (*lr_expand)(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
                       float *y);
+
+    /* Training: what one thread does of the ops of kernels/grad.h. */
+
+    /* A block of a product, as the op, of any shape. scratch: CPU_MATMUL_FLOATS, 64-byte aligned. */
+    void (*matmul)(const struct matmul_args *a, float *scratch);
+    /* d_gate may be gate, d_up may be up */
+    void (*silu_mul_backward)(const float *gate, const float *up, const float *d_y, size_t n, float *d_gate,
+                              float *d_up);
+    /* One row: d_x += J^T d_y of rmsnorm at x. */
+    void (*rmsnorm_backward)(const float *x, const float *weight, float eps, size_t n, const float *d_y,
+                             float *d_x);
+    /* y = factor * softmax(scale * x); y may be x, or NULL. Returns log(sum(exp(scale * x))). What is far
+     * below the maximum may come out as 0 or as up to 2e-38. n >= 1. */
+    float (*softmax)(const float *x, size_t n, float scale, float factor, float *y);
+    /* d_p, of p = softmax(s), becomes d_s = p (d_p - p_d_p), where p_d_p is the sum of p d_p. */
+    void (*softmax_backward)(const float *p, float p_d_p, size_t n, float *d_p);
+    /* a->n of the op's elements */
+    void (*adamw)(const struct adamw_args *a);
+    double (*sum_squares)(const float *x, size_t n);
 };
+
+/* Of a product's packed operands. */
+#define CPU_MATMUL_FLOATS 16384
 
 /* Floats of scratch an attention call needs. */
 static inline size_t cpu_attention_scratch(int row_count, int group, size_t head_dim)

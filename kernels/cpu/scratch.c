@@ -2,23 +2,10 @@
 #include "kernels/cpu/device_int.h"
 
 #include "base/memory.h"
+#include "kernels/cpu/carver.h"
 
 #include <pthread.h>
 #include <string.h>
-
-/* Hands out aligned parts of a block in turn. With no block it only adds up, so that one function both
- * measures and lays out. */
-struct carver {
-    char *block;
-    size_t used;
-};
-
-static void *carve(struct carver *c, size_t count, size_t size)
-{
-    void *part = c->block ? c->block + c->used : NULL;
-    c->used = size_add(c->used, size_round_up(size_mul(count, size), MEMORY_ALIGN));
-    return part;
-}
 
 /* Packed activations of any product this device may choose. */
 static size_t act_bytes_max(const struct cpu_device *d, int rows, size_t cols)

@@ -23,5 +23,14 @@ void ref_attention(const float *q, size_t q_stride, float *y, size_t y_stride, i
 void ref_lr_shrink(const void *a, enum dtype type, size_t d_in, int n, const float *x, float *z);
 void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
                    float *y);
+void ref_matmul(const struct matmul_args *p, float *scratch);
+void ref_silu_mul_backward(const float *gate, const float *up, const float *d_y, size_t n, float *d_gate,
+                           float *d_up);
+void ref_rmsnorm_backward(const float *x, const float *weight, float eps, size_t n, const float *d_y,
+                          float *d_x);
+float ref_softmax(const float *x, size_t n, float scale, float factor, float *y);
+void ref_softmax_backward(const float *p, float p_d_p, size_t n, float *d_p);
+void ref_adamw(const struct adamw_args *a);
+double ref_sum_squares(const float *x, size_t n);
 
 #endif

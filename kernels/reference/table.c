@@ -56,6 +56,13 @@ void cpu_kernels_reference(struct cpu_kernels *k)
         .attention = ref_attention,
         .lr_shrink = ref_lr_shrink,
         .lr_expand = ref_lr_expand,
+        .matmul = ref_matmul,
+        .silu_mul_backward = ref_silu_mul_backward,
+        .rmsnorm_backward = ref_rmsnorm_backward,
+        .softmax = ref_softmax,
+        .softmax_backward = ref_softmax_backward,
+        .adamw = ref_adamw,
+        .sum_squares = ref_sum_squares,
     };
 #define X(name, number, elems, bytes) k->product[DTYPE_##name] = &ref_product;
     DTYPE_TABLE(X)
