@@ -212,19 +212,22 @@ static void append_system(const struct render *r, const char *system, bool open_
     if (!open_ended) append_form(r, form->close[ROLE_SYSTEM]);
 }
 
-static void render_all(const struct render *r)
+/* Where an assistant's turn that begins at `start` is the model's own: the generation prompt opens it. */
+static size_t span_begin(const struct chat_form *form, size_t start)
+{
+    size_t n = form->generation ? strlen(form->generation) : 0;
+    return n && strncmp(form->open[ROLE_ASSISTANT], form->generation, n) == 0 ? start + n : start;
+}
+
+static void render_turn(const struct render *r, size_t i, const char *system)
 {
     const struct chat_form *form = r->t->form;
-    const char *system = r->roles[0] == ROLE_SYSTEM ? r->messages[0].content : r->t->default_system;
-    append_form(r, form->begin);
-    if (system && r->roles[0] != ROLE_SYSTEM) append_system(r, system, false);
-    for (size_t i = 0; i < r->count; i++) {
-        bool open_ended = r->options->continue_final_message && i + 1 == r->count;
-        enum chat_role role = r->roles[i];
-        if (role == ROLE_SYSTEM) {
-            append_system(r, r->messages[i].content, open_ended);
-            continue;
-        }
+    bool open_ended = r->options->continue_final_message && i + 1 == r->count;
+    enum chat_role role = r->roles[i];
+    size_t start = r->out->size;
+    if (role == ROLE_SYSTEM) {
+        append_system(r, r->messages[i].content, open_ended);
+    } else {
         append_form(r, form->open[role]);
         if (role == ROLE_USER)
             append_user(r, i, system);
@@ -232,6 +235,18 @@ static void render_all(const struct render *r)
             append_content(r, role, r->messages[i].content, strlen(r->messages[i].content));
         if (!open_ended) append_form(r, form->close[role]);
     }
+    if (!r->options->spans) return;
+    size_t end = r->out->size;
+    r->options->spans[i] = (struct chat_span){role == ROLE_ASSISTANT ? span_begin(form, start) : end, end};
+}
+
+static void render_all(const struct render *r)
+{
+    const struct chat_form *form = r->t->form;
+    const char *system = r->roles[0] == ROLE_SYSTEM ? r->messages[0].content : r->t->default_system;
+    append_form(r, form->begin);
+    if (system && r->roles[0] != ROLE_SYSTEM) append_system(r, system, false);
+    for (size_t i = 0; i < r->count; i++) render_turn(r, i, system);
     if (r->options->continue_final_message) return;
     append_form(r,
                 r->options->add_generation_prompt || form->generation_always ? form->generation : form->end);

@@ -39,11 +39,19 @@ void chat_template_release(struct chat_template *t);
 NODISCARD enum status chat_template_recognise(const char *source, size_t n,
                                               struct chat_template *out, struct error *err);
 
+/* Bytes begin .. end of a rendering. */
+struct chat_span {
+    size_t begin, end;
+};
+
 struct chat_options {
     bool add_generation_prompt;  /* end with the opening of an assistant turn */
     bool continue_final_message; /* leave the last message open; excludes add_generation_prompt */
     const char *bos, *eos;       /* text of those tokens, for families that write them; NULL: none */
     const char *today;           /* "26 Jul 2024", for Llama 3.2, which writes it; NULL: today's in UTC */
+    /* NULL, or [count]: filled in with what the model itself would have written of each assistant's message: without
+     * the generation prompt, with what closes the turn. Empty for the other messages. */
+    struct chat_span *spans;
 };
 /* Appends the prompt, to be tokenized with TOKENIZE_PARSE_SPECIAL and without TOKENIZE_ADD_SPECIAL
  * (the rendering writes its own bos, where the family has one).

@@ -86,16 +86,17 @@ static int32_t next_special(const struct tokenizer *t, const char *text, size_t 
     return -1;
 }
 
-static enum status encode_parts(const struct tokenizer *t, const char *text, size_t n, bool control,
+static enum status encode_parts(const struct tokenizer *t, const char *text, size_t n, unsigned flags,
                                 struct merge_space *space, struct token_list *out)
 {
     enum status st = ST_OK;
     for (size_t i = 0; !st && i < n;) {
         size_t at;
-        int32_t special = next_special(t, text, n, i, control, &at);
+        int32_t special = next_special(t, text, n, i, flags & TOKENIZE_PARSE_SPECIAL, &at);
+        bool spaced = t->add_space_prefix && !(i == 0 && (flags & TOKENIZE_CONTINUES));
         if (at > i)
             st = t->family == TOKENIZER_BPE ? bpe_encode(t, text + i, at - i, space, out)
-                                            : spm_encode(t, text + i, at - i, space, out);
+                                            : spm_encode(t, text + i, at - i, spaced, space, out);
         if (!st && special >= 0) {
             st = token_list_push(out, special);
             at += t->pieces[special].size;
@@ -113,7 +114,7 @@ enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t
     struct merge_space space = {0};
     enum status st = ST_OK;
     if ((flags & TOKENIZE_ADD_SPECIAL) && t->add_bos) st = token_list_push(out, t->bos);
-    if (!st) st = encode_parts(t, text, n, flags & TOKENIZE_PARSE_SPECIAL, &space, out);
+    if (!st) st = encode_parts(t, text, n, flags, &space, out);
     if (!st && (flags & TOKENIZE_ADD_SPECIAL) && t->add_eos) st = token_list_push(out, t->eos);
     merge_space_release(&space);
     if (st) out->count = count;

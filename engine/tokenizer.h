@@ -38,7 +38,8 @@ enum tokenizer_flags {
     TOKENIZE_ADD_SPECIAL = 1,   /* bos/eos where the model asks for them */
     /* "<|im_end|>" in the text becomes that token, not its letters. User-defined tokens always do. */
     TOKENIZE_PARSE_SPECIAL = 2,
-    DETOKENIZE_SKIP_SPECIAL = 4 /* control tokens give no text */
+    DETOKENIZE_SKIP_SPECIAL = 4, /* control tokens give no text */
+    TOKENIZE_CONTINUES = 8       /* the text follows another: SentencePiece puts no space before it */
 };
 
 /* Appends the ids of text (any bytes; invalid UTF-8 is tokenized as bytes). Linear time for

@@ -149,7 +149,7 @@ NODISCARD enum status bpe_open(struct tokenizer *t, const struct gguf *g, struct
 void bpe_close(struct tokenizer *t);
 NODISCARD enum status bpe_encode(const struct tokenizer *t, const char *text, size_t n,
                                  struct merge_space *space, struct token_list *out);
-NODISCARD enum status spm_encode(const struct tokenizer *t, const char *text, size_t n,
+NODISCARD enum status spm_encode(const struct tokenizer *t, const char *text, size_t n, bool space_before,
                                  struct merge_space *space, struct token_list *out);
 
 #endif

@@ -52,13 +52,13 @@ static enum status encode_spaced(const struct tokenizer *t, const char *text, si
     return st;
 }
 
-enum status spm_encode(const struct tokenizer *t, const char *text, size_t n, struct merge_space *space,
-                       struct token_list *out)
+enum status spm_encode(const struct tokenizer *t, const char *text, size_t n, bool space_before,
+                       struct merge_space *space, struct token_list *out)
 {
     char *spaced = malloc(n + 1);
     if (!spaced) return ST_NOMEM;
     size_t size = 0;
-    if (t->add_space_prefix) spaced[size++] = ' ';
+    if (space_before) spaced[size++] = ' ';
     /* U+2581 is how SentencePiece writes a space: in a text it means one, too. */
     size += spaces_decode(text, n, spaced + size);
     enum status st = encode_spaced(t, spaced, size, space, out);

@@ -21,11 +21,15 @@ static enum status site_make(const struct fresh_adapter *f, const struct adapter
                              struct adapter_bundle *b)
 {
     int p = place % PROJ_COUNT;
-    struct lr_site_source shape = {.experts = f->experts, .rank = f->rank,
+    struct lr_site_source shape = {.experts = f->experts,
+                                   .rank = f->rank,
                                    .top_k = f->experts == 1 ? 1 : f->top_k,
-                                   .rule = f->experts == 1 ? GATE_NONE : f->rule, .temperature = 1,
-                                   .d_in = base->d_in[p], .d_out = base->d_out[p],
-                                   .type = DTYPE_F32, .router_type = DTYPE_F32};
+                                   .rule = f->experts == 1 ? GATE_NONE : f->rule,
+                                   .temperature = 1,
+                                   .d_in = base->d_in[p],
+                                   .d_out = base->d_out[p],
+                                   .type = DTYPE_F32,
+                                   .router_type = DTYPE_F32};
     struct lr_site_source *s = source_new(b, &shape);
     if (!s) return ST_NOMEM;
     float scale = f->alpha / (f->rslora ? sqrtf((float)f->rank) : (float)f->rank);

@@ -24,10 +24,11 @@ static enum status bundle_check(const struct adapter_bundle *b, struct error *er
     for (int i = 0; i < b->layers * PROJ_COUNT; i++) {
         const char *why = b->sites[i] ? untrainable(b->sites[i]) : NULL;
         if (why)
-            return error_set(err, ST_UNSUPPORTED,
-                             "the adapter cannot be trained: %s of layer %d %s; LoRA and MoELoRA with dense or "
-                             "top-k gates can",
-                             projection_name((enum projection)(i % PROJ_COUNT)), i / PROJ_COUNT, why);
+            return error_set(
+                err, ST_UNSUPPORTED,
+                "the adapter cannot be trained: %s of layer %d %s; LoRA and MoELoRA with dense or "
+                "top-k gates can",
+                projection_name((enum projection)(i % PROJ_COUNT)), i / PROJ_COUNT, why);
     }
     return ST_OK;
 }
@@ -142,8 +143,8 @@ enum status params_open(struct device *d, const struct adapter_bundle *b, struct
     st = params_build(p, b);
     if (st) {
         params_close(p);
-        return error_set(err, st, "%s: no memory for %zu parameters and what their training needs",
-                         d->name, b->parameters);
+        return error_set(err, st, "%s: no memory for %zu parameters and what their training needs", d->name,
+                         b->parameters);
     }
     *out = p;
     return ST_OK;
@@ -202,9 +203,14 @@ static enum status site_bundle(const struct params *p, const struct train_site *
                                struct adapter_bundle *b)
 {
     /* Routers stay in full precision: they are small, and rounding one would choose other experts. */
-    struct lr_site_source shape = {.experts = site->experts, .rank = site->rank, .top_k = site->top_k,
-                                   .d_in = site->d_in, .d_out = site->d_out, .rule = site->rule,
-                                   .temperature = site->temperature, .type = type,
+    struct lr_site_source shape = {.experts = site->experts,
+                                   .rank = site->rank,
+                                   .top_k = site->top_k,
+                                   .d_in = site->d_in,
+                                   .d_out = site->d_out,
+                                   .rule = site->rule,
+                                   .temperature = site->temperature,
+                                   .type = type,
                                    .router_type = DTYPE_F32};
     size_t n = site->bt + stacked(site) * site->d_out - site->router;
     struct lr_site_source *s = source_new(b, &shape);

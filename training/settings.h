@@ -24,13 +24,14 @@ struct train_settings {
     double epochs;        /* passes over the examples, where steps is 0 */
     int64_t batch_tokens; /* rows of a step at most: whole sequences */
     double learning_rate;
-    int schedule; /* enum train_schedule: after the warm-up, down to 0 at the last step */
+    int schedule; /* enum train_schedule: after the warm-up; towards 0, which would be reached a step after
+                     the last */
     int64_t warmup_steps;
     double balance, contrast, contrast_temperature;
     int64_t contrast_pairs;
     double weight_decay, beta1, beta2, eps;
-    double clip; /* largest norm of the gradient; 0: any */
-    uint64_t seed;
+    double clip;     /* largest norm of the gradient; 0: any */
+    uint64_t seed;   /* at most TRAIN_SEED_MAX, which JSON's numbers hold exactly */
     double held_out; /* share of the examples that is not trained on, but judges */
     int publish;     /* enum train_publish */
     int loss;        /* enum train_loss */
@@ -41,10 +42,14 @@ struct train_settings {
     double checkpoint_seconds;  /* 0: by steps alone */
 };
 
+#define TRAIN_SEED_MAX ((int64_t)1 << 53)
+
 enum train_setting_kind { SETTING_INT, SETTING_SEED, SETTING_REAL, SETTING_CHOICE };
 
 struct train_setting {
     const char *name, *help;
+#define TRAIN_SEED_MAX ((int64_t)1 << 53)
+
     enum train_setting_kind kind;
     size_t offset; /* into struct train_settings: int64_t, uint64_t, double or int */
     double min, max, otherwise;
@@ -64,7 +69,8 @@ NODISCARD enum status train_settings_set(struct train_settings *s, const char *n
                                          struct error *err);
 /* Appends all of them as a JSON object, which reads back equal. */
 void train_settings_write(const struct train_settings *s, struct strbuf *out);
-const char *train_choice_name(const struct train_setting *t, int value);
+/* Appends the name of an enum's value. */
+void train_choice_write(const struct train_setting *t, int value, struct strbuf *out);
 
 /* The learning rate of step 1.. of `steps`. */
 double train_rate(const struct train_settings *s, int64_t step, int64_t steps);

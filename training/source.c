@@ -5,7 +5,8 @@
 struct lr_site_source *source_new(struct adapter_bundle *b, const struct lr_site_source *shape)
 {
     size_t experts = (size_t)shape->experts, rank = (size_t)shape->rank;
-    size_t elem = dtype_block_bytes(shape->type), a = rank * shape->d_in * elem, o = rank * shape->d_out * elem;
+    size_t elem = dtype_block_bytes(shape->type), a = rank * shape->d_in * elem,
+           o = rank * shape->d_out * elem;
     struct lr_site_source *s = bundle_alloc(b, 1, sizeof *s);
     const void **matrices = bundle_alloc(b, 2 * experts, sizeof *matrices);
     float *scale = bundle_alloc(b, experts, sizeof *scale);
