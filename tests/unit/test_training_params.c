@@ -1,5 +1,4 @@
-/* An adapter's parameters: from files to vectors and back without a change, and new ones that do nothing yet.
- */
+/* An adapter's parameters: from files to vectors and back without a change, and new ones that do nothing yet. */
 #include "training/params.h"
 
 #include "adapters/convert.h"
@@ -81,10 +80,7 @@ static void check_same(const struct adapter_bundle *a, const struct adapter_bund
 static void test_there_and_back(void **state)
 {
     (void)state;
-    static const struct {
-        const char *model, *adapter;
-        enum dtype type;
-    } cases[] = {
+    static const struct { const char *model, *adapter; enum dtype type; } cases[] = {
         {"models/gqa_tied.gguf", "adapters/moe_topk", DTYPE_F32},
         {"models/gqa_tied.gguf", "adapters/moe_raw", DTYPE_F16},
         {"models/mha_untied.gguf", "adapters/moe_mha", DTYPE_BF16},
@@ -107,9 +103,7 @@ static void test_there_and_back(void **state)
 static void test_refusals(void **state)
 {
     (void)state;
-    static const struct {
-        const char *adapter, *why;
-    } cases[] = {
+    static const struct { const char *adapter, *why; } cases[] = {
         {"formats/dora", "is DoRA"},
         {"formats/lora_bias", "has a bias on B"},
         {"formats/hydralora", "has one A for all experts"},
@@ -131,12 +125,7 @@ static void test_fresh(void **state)
 {
     (void)state;
     struct opened o = opened_at("models/gqa_tied.gguf", "adapters/moe_topk");
-    struct fresh_adapter f = {.rank = 4,
-                              .experts = 8,
-                              .top_k = 2,
-                              .rule = GATE_TOPK,
-                              .alpha = 8,
-                              .seed = 7,
+    struct fresh_adapter f = {.rank = 4, .experts = 8, .top_k = 2, .rule = GATE_TOPK, .alpha = 8, .seed = 7,
                               .target = {[PROJ_Q] = true, [PROJ_DOWN] = true}};
     struct adapter_bundle *b, *same, *read;
     assert_int_equal(bundle_fresh(&f, &o.base, &b, NULL), ST_OK);
