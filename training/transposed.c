@@ -42,15 +42,35 @@ static void source_row(const struct source *s, size_t row, float *out)
         model_weight_row(s->model, s->layer, s->projection, s->first + row, out);
 }
 
-/* (cols, rows) of `type`. */
-static void fill(const struct source *s, enum dtype type, float *decoded, void *out)
+/* One matrix being transposed, by blocks of DECODE_ROWS of its rows. */
+struct filling {
+    const struct source *source;
+    enum dtype type;
+    float *decoded; /* (workers, DECODE_ROWS, cols) */
+    void *out;      /* (cols, rows) of `type` */
+};
+
+static void block_fill(void *ctx, size_t block, int worker)
 {
-    for (size_t at = 0; at < s->rows; at += DECODE_ROWS) {
-        size_t n = s->rows - at < DECODE_ROWS ? s->rows - at : DECODE_ROWS;
-        for (size_t i = 0; i < n; i++) source_row(s, at + i, decoded + i * s->cols);
-        for (size_t c = 0; c < s->cols; c++)
-            for (size_t i = 0; i < n; i++) store(type, decoded[i * s->cols + c], out, c * s->rows + at + i);
-    }
+    const struct filling *f = ctx;
+    const struct source *s = f->source;
+    size_t at = block * DECODE_ROWS, n = s->rows - at < DECODE_ROWS ? s->rows - at : DECODE_ROWS;
+    float *decoded = f->decoded + (size_t)worker * DECODE_ROWS * s->cols;
+    for (size_t i = 0; i < n; i++) source_row(s, at + i, decoded + i * s->cols);
+    for (size_t c = 0; c < s->cols; c++)
+        for (size_t i = 0; i < n; i++) store(f->type, decoded[i * s->cols + c], f->out, c * s->rows + at + i);
+}
+
+/* On all threads, while the device is ours. */
+static enum status fill(struct transposed *t, const struct source *s, enum dtype type, void *out)
+{
+    struct device *d = t->model->device;
+    size_t floats = size_mul((size_t)d->host_threads * DECODE_ROWS, s->cols);
+    struct filling f = {s, type, memory_alloc(size_mul(floats, sizeof(float))), out};
+    if (!f.decoded) return ST_NOMEM;
+    d->ops->host_run(d, (s->rows + DECODE_ROWS - 1) / DECODE_ROWS, block_fill, &f);
+    memory_free(f.decoded);
+    return engine_turn_continue(t->turn);
 }
 
 static enum status weight_make(struct transposed *t, const struct source *s, enum dtype file_type,
@@ -58,18 +78,14 @@ static enum status weight_make(struct transposed *t, const struct source *s, enu
 {
     struct device *d = t->model->device;
     enum dtype type = type_of(file_type);
-    size_t elem = dtype_block_bytes(type);
-    out->data = memory_alloc(size_mul(size_mul(s->rows, s->cols), elem));
-    float *decoded = memory_alloc(DECODE_ROWS * s->cols * sizeof *decoded);
-    enum status st = out->data && decoded ? ST_OK : ST_NOMEM;
-    if (!st) {
-        fill(s, type, decoded, out->data);
-        struct matrix m = {.type = type, .rows = s->cols, .cols = s->rows, .data = out->data};
-        st = d->ops->weight_pack(d, &m, &out->weight);
-    }
-    memory_free(decoded);
+    size_t bytes = size_mul(size_mul(s->rows, s->cols), dtype_block_bytes(type));
+    out->data = memory_alloc(bytes);
+    if (!out->data) return ST_NOMEM;
+    enum status st = fill(t, s, type, out->data);
+    struct matrix m = {.type = type, .rows = s->cols, .cols = s->rows, .data = out->data};
+    if (!st) st = d->ops->weight_pack(d, &m, &out->weight);
     if (st) return st;
-    t->bytes += out->weight->bytes ? out->weight->bytes : s->rows * s->cols * elem;
+    t->bytes += out->weight->bytes ? out->weight->bytes : bytes;
     if (out->weight->bytes) { /* otherwise the device uses the matrix in place */
         memory_free(out->data);
         out->data = NULL;
@@ -103,19 +119,28 @@ static enum status head_make(struct transposed *t)
     return st;
 }
 
+static enum status weights_make(struct transposed *t)
+{
+    enum status st = engine_turn_begin(t->turn);
+    if (st) return st;
+    for (int l = 0; l < t->model->shape.layers && !st; l++) st = layer_make(t, l);
+    if (!st) st = head_make(t);
+    if (st != ST_DEVICE) engine_turn_end(t->turn);
+    return st;
+}
+
 enum status transposed_open(struct engine *e, struct transposed **out, struct error *err)
 {
     struct transposed *t = calloc(1, sizeof *t);
     if (!t) return error_set(err, ST_NOMEM, "out of memory");
     t->model = engine_model(e);
     t->layer = calloc((size_t)t->model->shape.layers * PROJ_COUNT, sizeof *t->layer);
-    enum status st = t->layer ? ST_OK : ST_NOMEM;
-    for (int l = 0; l < t->model->shape.layers && !st; l++) st = layer_make(t, l);
-    if (!st) st = head_make(t);
+    enum status st = t->layer ? engine_turn_open(e, &t->turn) : ST_NOMEM;
+    if (!st) st = weights_make(t);
     if (st) {
         const char *device = t->model->device->name;
         transposed_close(t);
-        return error_set(err, st, "%s: no memory for the transposed weights that training needs", device);
+        return error_set(err, st, "%s: the transposed weights that training needs: %s", device, status_text(st));
     }
     *out = t;
     return ST_OK;
@@ -134,6 +159,7 @@ void transposed_close(struct transposed *t)
     for (size_t i = 0; t->head && i < t->block_count; i++) weight_release(t, &t->head[i]);
     free(t->layer);
     free(t->head);
+    engine_turn_close(t->turn);
     free(t);
 }
 

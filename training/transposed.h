@@ -12,6 +12,7 @@ struct transposed_weight {
 
 struct transposed {
     const struct model *model;
+    struct engine_turn *turn; /* of opening */
     struct transposed_weight *layer; /* [layers * PROJ_COUNT] */
     struct transposed_weight *head;  /* [block_count]: (embed, block_rows), the last may be narrower */
     size_t block_count, block_rows;
