@@ -84,6 +84,7 @@ struct put {
     struct package files;
     struct version_record record;
     struct packed_adapter *packed; /* owned until it is installed */
+    bool loading;                  /* load_end is owed */
 };
 
 /* Compare-and-set: ST_OK where the adapter's current version (a NULL: none) is the expected one. The caller
@@ -152,6 +153,13 @@ static bool put_place_make(struct put *p, struct put_place *out)
     return ready;
 }
 
+/* The caller holds `lock`. */
+static void put_load_end(struct put *p)
+{
+    if (p->loading) load_end(p->registry, p->record.bytes);
+    p->loading = false;
+}
+
 /* Publishes on disk, then in memory, which cannot fail. The caller holds `publish`, so nobody else
  * changes the table of names. */
 static enum status put_publish(struct put *p, struct put_result *result, struct error *err)
@@ -180,6 +188,7 @@ static enum status put_publish(struct put *p, struct put_result *result, struct 
     n.version->record.published = p->record.published;
     n.version->record.source = p->record.source;
     adapter_prune(r, n.adapter, keep);
+    put_load_end(p);
     version_install(r, n.version, p->packed);
     p->packed = NULL;
     pthread_mutex_unlock(&r->lock);
@@ -190,22 +199,77 @@ done:
     return st;
 }
 
-static enum status put_run(struct put *p, struct upload *u, struct put_result *result, struct error *err)
+/* Makes a version that is listed and not the current one current again. The caller holds `publish`. */
+static enum status version_republish(struct registry *r, const char *tenant, struct version *v,
+                                     enum version_source source, struct error *err)
+{
+    struct version_record record = v->record;
+    record.published = (int64_t)time(NULL);
+    record.source = source;
+    enum status st = store_make_current(r->store, tenant, v->view.name, &record, err);
+    if (st) return st;
+    pthread_mutex_lock(&r->lock);
+    adapter_make_current(v->adapter, v);
+    v->record.published = record.published;
+    v->record.source = record.source;
+    version_touch(r, v);
+    budget_keep(r); /* where the adapter is pinned, its former version is no more */
+    pthread_mutex_unlock(&r->lock);
+    return ST_OK;
+}
+
+/* The adapter's version of these bytes, if it is in memory: whoever uploads it again changes an order, so
+ * nothing is packed or stored. NULL: none. The caller holds `publish`. */
+static struct version *put_known(struct put *p)
+{
+    pthread_mutex_lock(&p->registry->lock);
+    struct named_adapter *a = registry_find(p->registry, p->tenant, p->name);
+    struct version *v = a ? version_by_hash(a, p->record.hash) : NULL;
+    if (v && !v->packed) v = NULL;
+    pthread_mutex_unlock(&p->registry->lock);
+    return v;
+}
+
+/* *done: nothing was left to do but this. */
+static enum status put_again(struct put *p, struct put_result *result, bool *done, struct error *err)
+{
+    pthread_mutex_lock(&p->registry->publish);
+    enum status st = put_check(p, &result->unchanged, err);
+    struct version *known = st || result->unchanged ? NULL : put_known(p);
+    if (known) st = version_republish(p->registry, p->tenant, known, VERSION_UPLOAD, err);
+    pthread_mutex_unlock(&p->registry->publish);
+    *done = known || result->unchanged;
+    return st;
+}
+
+static enum status put_new(struct put *p, struct put_result *result, struct error *err)
 {
     struct registry *r = p->registry;
-    enum status st = package_open(u->path, r->config.upload_bytes_max, &p->files, err);
-    if (!st) st = put_identify(p, err);
-    if (!st) st = put_check(p, &result->unchanged, err);
-    if (st) return st;
-    memcpy(result->version, p->record.version, sizeof result->version);
-    if (result->unchanged) return ST_OK;
+    pthread_mutex_lock(&r->lock);
+    load_begin(r, p->record.bytes);
+    p->loading = true;
+    pthread_mutex_unlock(&r->lock);
+    enum status st = registry_pack(r, &p->files.config, &p->files.tensors, &p->record, &p->packed, err);
+    if (!st) {
+        pthread_mutex_lock(&r->publish);
+        st = put_check(p, &result->unchanged, err); /* others may have published meanwhile */
+        if (!st && !result->unchanged) st = put_publish(p, result, err);
+        pthread_mutex_unlock(&r->publish);
+    }
+    pthread_mutex_lock(&r->lock);
+    put_load_end(p); /* where nothing was installed */
+    pthread_mutex_unlock(&r->lock);
+    return st;
+}
 
-    st = registry_pack(r, &p->files.config, &p->files.tensors, &p->record, &p->packed, err);
-    if (st) return st;
-    pthread_mutex_lock(&r->publish);
-    st = put_check(p, &result->unchanged, err); /* others may have published meanwhile */
-    if (!st && !result->unchanged) st = put_publish(p, result, err);
-    pthread_mutex_unlock(&r->publish);
+static enum status put_run(struct put *p, struct upload *u, struct put_result *result, struct error *err)
+{
+    bool done;
+    enum status st = package_open(u->path, p->registry->config.upload_bytes_max, &p->files, err);
+    if (!st) st = put_identify(p, err);
+    if (!st) st = put_again(p, result, &done, err);
+    if (!st && !done) st = put_new(p, result, err);
+    if (!st) memcpy(result->version, p->record.version, sizeof result->version);
     return st;
 }
 
@@ -253,20 +317,7 @@ enum status registry_rollback(struct registry *r, const char *tenant, const char
     pthread_mutex_lock(&r->publish);
     enum status st = rollback_check(r, tenant, name, version, expected_version, &v, &result.unchanged, err);
     if (!st) memcpy(result.version, v->record.version, sizeof result.version);
-    if (!st && !result.unchanged) {
-        struct version_record record = v->record;
-        record.published = (int64_t)time(NULL);
-        record.source = VERSION_ROLLBACK;
-        st = store_make_current(r->store, tenant, name, &record, err);
-        if (!st) {
-            pthread_mutex_lock(&r->lock);
-            adapter_make_current(v->adapter, v);
-            v->record.published = record.published;
-            v->record.source = record.source;
-            budget_keep(r); /* where the adapter is pinned, its former version is no more */
-            pthread_mutex_unlock(&r->lock);
-        }
-    }
+    if (!st && !result.unchanged) st = version_republish(r, tenant, v, VERSION_ROLLBACK, err);
     pthread_mutex_unlock(&r->publish);
     if (!st) *out = result;
     return st;

@@ -16,6 +16,7 @@ struct version {
     struct adapter_view view;      /* immutable while anybody holds the version */
     struct packed_adapter *packed; /* NULL: not resident */
     bool loading;                  /* somebody is reading and packing it */
+    bool preloaded;                /* registry_load_pinned has tried it */
     struct named_adapter *adapter; /* that lists it; NULL: deleted */
     int holds;                     /* leases, and calls that load it or wait for it */
     int leases;
@@ -41,12 +42,16 @@ struct registry {
 
     /* Guards all that follows. Never held over a disk access, a wait or packing. */
     pthread_mutex_t lock;
-    pthread_cond_t loaded;           /* a load has ended */
+    pthread_cond_t loaded;           /* a load has ended, or the next in turn may begin */
     struct named_adapter **adapters; /* sorted by tenant, then name */
     size_t adapter_count, adapter_capacity;
     struct version *most_recent, *least_recent; /* all resident versions, by last use */
     size_t resident_count, resident_bytes, lease_count;
     uint64_t loads, evictions;
+    /* Under way: reading and packing, for a lease or for an upload. Each has a ticket, and they begin in the
+     * order of these. */
+    size_t loading_count, loading_bytes;
+    uint64_t load_ticket_next, load_ticket_turn;
 
     /* Frees what nobody holds any more, so that a release on the engine's thread does not. */
     pthread_t janitor;
@@ -95,8 +100,17 @@ NODISCARD enum status registry_pack(struct registry *r, const struct file_map *c
 /* The caller holds `lock` in the following. Makes a version resident with `packed`, which is
  * moved, unless it already is; then evicts over the budget. */
 void version_install(struct registry *r, struct version *v, struct packed_adapter *packed);
-/* Evicts what is over the budget. */
+/* Evicts what is over the budget, loads under way included. */
 void budget_keep(struct registry *r);
+/* Marks a resident version as the one used last. */
+void version_touch(struct registry *r, struct version *v);
+
+/* What is about to be loaded from files of so many bytes counts against the budget from load_begin to
+ * load_end. Waits, letting `lock` go, until it fits beside what is in memory and what is loading, or until
+ * nothing else is loading: at most one load at a time goes beyond the budget. First come, first served, so
+ * that many small ones do not keep a big one waiting. Never called with `publish` held. */
+void load_begin(struct registry *r, size_t bytes);
+void load_end(struct registry *r, size_t bytes);
 /* Its adapter lists it no more. Frees it once nobody holds it. */
 void version_unlist(struct registry *r, struct version *v);
 /* Puts packed weights (NULL is fine) on the janitor's list. */

@@ -1,5 +1,7 @@
 /* Leases, and which versions are in memory. */
 #include "adapters/registry_int.h"
+#include "base/log.h"
+#include "base/memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -89,10 +91,16 @@ static bool version_pinned(const struct version *v)
     return v->adapter && v->adapter->settings.pinned && v == adapter_current(v->adapter);
 }
 
-void budget_keep(struct registry *r)
+static bool budget_has_room(const struct registry *r, size_t bytes)
+{
+    return size_add(size_add(r->resident_bytes, r->loading_bytes), bytes) <= r->config.resident_bytes;
+}
+
+/* Evicts until so many bytes more would fit, or nothing is left that may go. */
+static void budget_make_room(struct registry *r, size_t bytes)
 {
     struct version *v = r->least_recent;
-    while (v && r->resident_bytes > r->config.resident_bytes) {
+    while (v && !budget_has_room(r, bytes)) {
         struct version *next = v->more_recent;
         if (v->holds == 0 && !version_pinned(v)) {
             version_evict(r, v);
@@ -100,6 +108,15 @@ void budget_keep(struct registry *r)
         }
         v = next;
     }
+}
+
+void budget_keep(struct registry *r) { budget_make_room(r, 0); }
+
+void version_touch(struct registry *r, struct version *v)
+{
+    if (!v->packed) return;
+    recent_remove(r, v);
+    recent_add(r, v);
 }
 
 void version_install(struct registry *r, struct version *v, struct packed_adapter *packed)
@@ -138,6 +155,30 @@ static void version_unhold(struct registry *r, struct version *v)
 }
 
 /* --- loading --- */
+
+static bool load_may_begin(struct registry *r, size_t bytes)
+{
+    budget_make_room(r, bytes);
+    return r->loading_count == 0 || budget_has_room(r, bytes);
+}
+
+void load_begin(struct registry *r, size_t bytes)
+{
+    uint64_t ticket = r->load_ticket_next++;
+    while (ticket != r->load_ticket_turn || !load_may_begin(r, bytes))
+        pthread_cond_wait(&r->loaded, &r->lock);
+    r->load_ticket_turn++;
+    r->loading_count++;
+    r->loading_bytes += bytes;
+    pthread_cond_broadcast(&r->loaded);
+}
+
+void load_end(struct registry *r, size_t bytes)
+{
+    r->loading_count--;
+    r->loading_bytes -= bytes;
+    pthread_cond_broadcast(&r->loaded);
+}
 
 enum status registry_pack(struct registry *r, const struct file_map *config, const struct file_map *tensors,
                           struct version_record *info, struct packed_adapter **out, struct error *err)
@@ -210,14 +251,15 @@ static enum status version_make_resident(struct registry *r, struct version *v, 
         }
         struct packed_adapter *packed = NULL;
         v->loading = true;
+        load_begin(r, v->record.bytes);
         pthread_mutex_unlock(&r->lock);
         st = version_load(r, v, &packed, err);
         pthread_mutex_lock(&r->lock);
         v->loading = false;
+        load_end(r, v->record.bytes);
         if (!st) version_install(r, v, packed);
         if (st && !v->adapter)
             st = error_set(err, ST_NOT_FOUND, "the adapter '%s' was deleted", v->view.name);
-        pthread_cond_broadcast(&r->loaded);
     }
     return st;
 }
@@ -239,8 +281,7 @@ static struct lease *lease_new(struct registry *r, struct version *v)
     v->holds++;
     v->leases++;
     r->lease_count++;
-    recent_remove(r, v);
-    recent_add(r, v);
+    version_touch(r, v);
     return l;
 }
 
@@ -295,4 +336,33 @@ void lease_release(struct lease *l)
     version_unhold(r, l->version);
     pthread_mutex_unlock(&r->lock);
     free(l);
+}
+
+/* --- the pinned --- */
+
+/* Held. NULL: there is none left. */
+static struct version *pinned_take(struct registry *r)
+{
+    for (size_t i = 0; i < r->adapter_count; i++) {
+        struct version *v = adapter_current(r->adapters[i]);
+        if (v->packed || v->preloaded || !version_pinned(v)) continue;
+        v->preloaded = true;
+        v->holds++;
+        return v;
+    }
+    return NULL;
+}
+
+bool registry_load_pinned(struct registry *r)
+{
+    struct error err = {0};
+    pthread_mutex_lock(&r->lock);
+    struct version *v = pinned_take(r);
+    if (v) {
+        if (version_make_resident(r, v, &err) && v->adapter)
+            log_warn("the pinned adapter '%s' cannot be loaded: %s", v->view.name, err.message);
+        version_unhold(r, v);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return v;
 }

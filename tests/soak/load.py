@@ -11,6 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
+from server import pack_multipart  # noqa: E402
+
 LAYERS, D_IN = 30, 576  # of SmolLM2-135M
 TARGETS = {"q_proj": 576, "v_proj": 192}  # outputs of each projection
 SPREAD = 0.05  # standard deviation of A, B and routers
@@ -49,10 +51,21 @@ class AdapterPool:
         block = struct.pack("<65521e", *values[:65521])
         self.values = block * ((offset + 2 * 61 * count) // len(block) + 1)
 
-    def files(self, index):
+    def _window(self, index):
         start = 2 * 61 * index
+        return memoryview(self.values)[start:start + self.size]
+
+    def files(self, index):
         return {"adapter_config.json": self.config,
-                "adapter_model.safetensors": self.header + self.values[start:start + self.size]}
+                "adapter_model.safetensors": self.header + bytes(self._window(index))}
+
+    def form(self, index):
+        """(headers, body in pieces) of an upload, without a copy of the values: what the client spends here, the
+        server beside it lacks."""
+        kind, frame = pack_multipart({"adapter_config.json": self.config, "adapter_model.safetensors": self.header})
+        middle = frame.index(self.header) + len(self.header)
+        pieces = [frame[:middle], self._window(index), frame[middle:]]
+        return {"Content-Type": kind, "Content-Length": str(sum(map(len, pieces)))}, pieces
 
 
 class Answer:

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Adapters are replaced while streams decode with them: 32 streams over 16 adapters, each adapter replaced several
-times a second by one of its versions.
+times a second by the next of its versions. There are more of these than the server keeps, so that whatever comes
+is new to it: it has forgotten those before.
 
 Asserted: no request and no upload fails; every answer is, token for token, what exactly one version gives alone;
 no lease is left; the server ends in order. Reported: gaps between tokens with swaps next to those without, of
 the same run by turns, and memory.
 
-usage: swap.py [--seconds N] [--streams N] [--adapters N] [--versions N] [--rate N] [--model FILE]
+usage: swap.py [--seconds N] [--streams N] [--adapters N] [--versions N] [--keep N] [--rate N] [--model FILE]
 """
 
 import argparse
 import multiprocessing
 import os
-import random
 import sys
 import tempfile
 import threading
@@ -20,7 +20,7 @@ import time
 
 from load import (KV_BYTES, PROMPTS, AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table,
                   verdict)
-from server import SMOLLM2, Server, pack_multipart
+from server import SMOLLM2, Server
 
 UPLOADERS = 4  # connections of the swapping client
 CLIENT_NICENESS = 10
@@ -29,19 +29,17 @@ PROMPTS_USED = PROMPTS[:2]
 
 
 def upload_for_ever(server, pool, options, seed, swapping, counts, failures):
-    rng = random.Random(seed)
     names = range(seed, options.adapters, UPLOADERS)
-    bodies = {(i, k): pack_multipart(pool.files(i * options.versions + k))
-              for i in names for k in range(options.versions)}
-    due = time.monotonic()
+    due, turn = time.monotonic(), 0
     while swapping["on"] is not None:
         if not swapping["on"]:
             time.sleep(0.01)
             due = time.monotonic()
             continue
+        turn += 1
         for i in names:
-            kind, body = bodies[i, rng.randrange(options.versions)]
-            reply = server.call("PUT", f"/v1/adapters/adapter-{i}", body, {"Content-Type": kind})
+            headers, pieces = pool.form(i * options.versions + turn % options.versions)
+            reply = server.call("PUT", f"/v1/adapters/adapter-{i}", iter(pieces), headers)
             if reply.status == 200:
                 counts.append(time.monotonic())
             else:
@@ -139,8 +137,8 @@ def soak(server, options):
     quiet_s = sum(end - begin for begin, end, swaps in slices if not swaps)
     print_table([
         ("machine", started),
-        ("load", f"{options.streams} streams over {options.adapters} adapters of {options.versions} versions, "
-                 f"{pool.size / 1e6:.1f} MB each; {options.tokens} tokens an answer"),
+        ("load", f"{options.streams} streams over {options.adapters} adapters of {options.versions} versions, the last "
+                 f"{options.keep} kept, {pool.size / 1e6:.1f} MB each; {options.tokens} tokens an answer"),
         ("replaced", f"{uploads} times, {uploads / swap_s / options.adapters:.1f} times a second each"),
         ("answers", f"{len(answers)}, failed {len(failures)}"),
         ("versions that answered", len({a.version for a in good})),
@@ -170,14 +168,15 @@ def main():
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--adapters", type=int, default=16)
-    parser.add_argument("--versions", type=int, default=3, help="that each adapter is replaced by, by turns")
+    parser.add_argument("--versions", type=int, default=12, help="that each adapter is replaced by, by turns")
+    parser.add_argument("--keep", type=int, default=4, help="versions that the server keeps of each")
     parser.add_argument("--rate", type=float, default=3, help="replacements a second of each adapter")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--experts", type=int, default=4)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(options.model, f"{folder}/data", "--kv-bytes", KV_BYTES)
+        server = Server(options.model, f"{folder}/data", "--kv-bytes", KV_BYTES, "--keep-versions", str(options.keep))
         try:
             checks = soak(server, options)
             code = server.stop()
