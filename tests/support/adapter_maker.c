@@ -151,7 +151,10 @@ enum status maker_put(struct registry *r, const char *tenant, const char *name, 
 static enum status count_pack(struct device *device, const struct lr_site_source *src, struct lr_site **out)
 {
     struct counting_device *d = (struct counting_device *)device;
+    int packing = atomic_fetch_add(&d->packing, 1) + 1, peak = atomic_load(&d->packing_peak);
+    while (packing > peak && !atomic_compare_exchange_weak(&d->packing_peak, &peak, packing)) continue;
     if (d->pack_delay_us) usleep((unsigned)d->pack_delay_us);
+    atomic_fetch_sub(&d->packing, 1);
     if (atomic_load(&d->packs_left) >= 0 && atomic_fetch_sub(&d->packs_left, 1) <= 0) {
         atomic_store(&d->packs_left, 0);
         return ST_NOMEM;

@@ -45,6 +45,7 @@ struct counting_device {
     atomic_int packs;      /* all that were packed */
     atomic_int packs_left; /* packing fails with ST_NOMEM when it reaches 0; negative: never */
     int pack_delay_us;
+    atomic_int packing, packing_peak; /* threads that pack now, and the most there were */
 };
 void counting_device_init(struct counting_device *d);
 
