@@ -319,8 +319,10 @@ enum status registry_rollback(struct registry *r, const char *tenant, const char
     if (!st) memcpy(result.version, v->record.version, sizeof result.version);
     if (!st && !result.unchanged) st = version_republish(r, tenant, v, VERSION_ROLLBACK, err);
     pthread_mutex_unlock(&r->publish);
-    if (!st) *out = result;
-    return st;
+    if (st) return st;
+    adapter_load_pinned(r, tenant, name);
+    *out = result;
+    return ST_OK;
 }
 
 /* An adapter's settings with a change made to them. */
@@ -361,6 +363,7 @@ enum status registry_change(struct registry *r, const char *tenant, const char *
     }
     pthread_mutex_unlock(&r->publish);
     strbuf_release(&orphans);
+    if (!st) adapter_load_pinned(r, tenant, name);
     return st;
 }
 

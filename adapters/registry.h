@@ -26,8 +26,9 @@ struct registry_config {
     struct device *device; /* packs the sites; not owned */
     struct adapter_base base;
     char base_fingerprint[17];
-    /* Budget for packed adapters and for those being loaded, which count by their files until they are packed.
-     * Those under lease or pinned may exceed it, and the one load that is under way alone. 0: 1 GiB */
+    /* Budget for packed adapters and for those being loaded, which count by their files until they are
+     * packed. Those under lease or pinned may exceed it, and the one load that is under way alone. 0: 1 GiB
+     */
     size_t resident_bytes;
     size_t upload_bytes_max; /* 0: 1 GiB */
     int keep_versions;       /* of an adapter that says nothing else; 0: all */
@@ -76,11 +77,11 @@ struct put_result {
     char version[ADAPTER_VERSION_HEX + 1];
 };
 /* Reads, checks, packs, stores and publishes what the upload's folder holds, and forgets the oldest versions
- * beyond those to keep. Bytes of a version that the adapter has and that is in memory only make it current again. expected_version "" means: the name must be new; it is not asked for where the bytes
- * are the current version's already, so that a repeated call answers alike. The new version is resident on
- * return if the budget has room for it alone. (blocks)
- * ST_INVALID: the name; ST_BAD_FORMAT, ST_REJECTED, ST_UNSUPPORTED, ST_TOO_LARGE: the files. Any failure
- * leaves everything as it was. */
+ * beyond those to keep. Bytes of a version that the adapter has and that is in memory only make it current
+ * again. expected_version "" means: the name must be new; it is not asked for where the bytes are the current
+ * version's already, so that a repeated call answers alike. The new version is resident on return if the
+ * budget has room for it alone. (blocks) ST_INVALID: the name; ST_BAD_FORMAT, ST_REJECTED, ST_UNSUPPORTED,
+ * ST_TOO_LARGE: the files. Any failure leaves everything as it was. */
 NODISCARD enum status registry_put(struct registry *r, const char *tenant, const char *name, struct upload *u,
                                    const char *expected_version, struct put_result *out, struct error *err);
 
@@ -131,7 +132,8 @@ NODISCARD enum status registry_try_lease(struct registry *r, const char *tenant,
 NODISCARD enum status registry_lease(struct registry *r, const char *tenant, const char *name,
                                      const char *version, struct lease **out, struct error *err);
 /* Loads one pinned adapter that was never loaded since registry_open. False: there is none left. To be called
- * until then, so that pinned adapters are in memory before anybody asks for them. Failures are logged. (blocks) */
+ * until then, so that pinned adapters are in memory before anybody asks for them. Failures are logged.
+ * (blocks) */
 bool registry_load_pinned(struct registry *r);
 const struct adapter_view *lease_view(const struct lease *l);
 void lease_release(struct lease *l); /* any thread, never blocks long; NULL is fine */

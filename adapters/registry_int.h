@@ -97,7 +97,7 @@ NODISCARD enum status registry_pack(struct registry *r, const struct file_map *c
                                     const struct file_map *tensors, struct version_record *info,
                                     struct packed_adapter **out, struct error *err);
 
-/* The caller holds `lock` in the following. Makes a version resident with `packed`, which is
+/* The caller holds `lock` in those up to load_end. Makes a version resident with `packed`, which is
  * moved, unless it already is; then evicts over the budget. */
 void version_install(struct registry *r, struct version *v, struct packed_adapter *packed);
 /* Evicts what is over the budget, loads under way included. */
@@ -111,6 +111,10 @@ void version_touch(struct registry *r, struct version *v);
  * that many small ones do not keep a big one waiting. Never called with `publish` held. */
 void load_begin(struct registry *r, size_t bytes);
 void load_end(struct registry *r, size_t bytes);
+
+/* Loads the adapter's current version where it is pinned and not in memory; a failure is logged. The caller
+ * holds neither `publish` nor `lock`. */
+void adapter_load_pinned(struct registry *r, const char *tenant, const char *name);
 /* Its adapter lists it no more. Frees it once nobody holds it. */
 void version_unlist(struct registry *r, struct version *v);
 /* Puts packed weights (NULL is fine) on the janitor's list. */

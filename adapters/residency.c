@@ -340,29 +340,35 @@ void lease_release(struct lease *l)
 
 /* --- the pinned --- */
 
-/* Held. NULL: there is none left. */
-static struct version *pinned_take(struct registry *r)
+/* Loads v, an adapter's current version. The caller holds `lock`, which is let go meanwhile. */
+static void pinned_load(struct registry *r, struct version *v)
 {
-    for (size_t i = 0; i < r->adapter_count; i++) {
-        struct version *v = adapter_current(r->adapters[i]);
-        if (v->packed || v->preloaded || !version_pinned(v)) continue;
-        v->preloaded = true;
-        v->holds++;
-        return v;
-    }
-    return NULL;
+    struct error err = {0};
+    v->preloaded = true;
+    v->holds++;
+    if (version_make_resident(r, v, &err) && v->adapter)
+        log_warn("the pinned adapter '%s' cannot be loaded: %s", v->view.name, err.message);
+    version_unhold(r, v);
 }
 
 bool registry_load_pinned(struct registry *r)
 {
-    struct error err = {0};
+    bool found = false;
     pthread_mutex_lock(&r->lock);
-    struct version *v = pinned_take(r);
-    if (v) {
-        if (version_make_resident(r, v, &err) && v->adapter)
-            log_warn("the pinned adapter '%s' cannot be loaded: %s", v->view.name, err.message);
-        version_unhold(r, v);
+    for (size_t i = 0; i < r->adapter_count && !found; i++) {
+        struct version *v = adapter_current(r->adapters[i]);
+        found = version_pinned(v) && !v->packed && !v->preloaded;
+        if (found) pinned_load(r, v);
     }
     pthread_mutex_unlock(&r->lock);
-    return v;
+    return found;
+}
+
+void adapter_load_pinned(struct registry *r, const char *tenant, const char *name)
+{
+    pthread_mutex_lock(&r->lock);
+    const struct named_adapter *a = registry_find(r, tenant, name);
+    struct version *v = a ? adapter_current(a) : NULL;
+    if (v && version_pinned(v) && !v->packed) pinned_load(r, v);
+    pthread_mutex_unlock(&r->lock);
 }

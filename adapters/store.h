@@ -36,7 +36,7 @@ enum version_source { VERSION_UPLOAD, VERSION_ROLLBACK };
 /* What an adapter's owner may change without a new version. */
 struct adapter_settings {
     char description[ADAPTER_DESCRIPTION_MAX + 1]; /* UTF-8 */
-    bool pinned;                                   /* its current version stays in memory once it is there */
+    bool pinned;                                   /* its current version stays in memory */
     int keep_versions;                             /* the last so many; 0: as the registry says */
 };
 

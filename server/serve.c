@@ -26,7 +26,8 @@ struct server {
     uv_signal_t interrupt, terminate;
     uv_timer_t ping, drain;
     bool handles; /* the four above are open */
-    struct task load;
+    struct task load, preload;
+    bool pinned_left;
     enum status load_status;
     struct error error; /* of loading */
     int progress;
@@ -114,6 +115,21 @@ static void print_banner(const struct server *v)
             v->config->api_key ? " -H \"Authorization: Bearer $MEDLEY_API_KEY\"" : "");
 }
 
+/* Pinned adapters, one after the other, on one worker and at its low priority: the server is ready without
+ * them, and whoever asks for one that is still missing loads it. */
+static void preload(struct task *t)
+{
+    struct server *v = (struct server *)((char *)t - offsetof(struct server, preload));
+    v->pinned_left = registry_load_pinned(v->service.registry);
+}
+
+static void preloaded(struct task *t)
+{
+    struct server *v = (struct server *)((char *)t - offsetof(struct server, preload));
+    if (v->pinned_left && v->service.state == SERVICE_READY)
+        task_start(&v->service, &v->preload, preload, preloaded);
+}
+
 static void loaded(struct task *t)
 {
     struct server *v = (struct server *)((char *)t - offsetof(struct server, load));
@@ -125,6 +141,7 @@ static void loaded(struct task *t)
     print_banner(v);
     printf("ready\n");
     fflush(stdout);
+    task_start(&v->service, &v->preload, preload, preloaded);
 }
 
 /* ------------------------------------------------------------------ start and end */
