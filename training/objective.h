@@ -1,0 +1,51 @@
+/* What a batch is trained by: the loss of its examples, as weights of a pass.
+ *
+ * A pass knows sums of weight * -log p only. cross_entropy is one of these. The others take two passes: one
+ * for log p, from which the loss and its derivative by each log p follow; the second with these as weights.
+ */
+#ifndef TRAINING_OBJECTIVE_H
+#define TRAINING_OBJECTIVE_H
+
+#include "training/learner.h"
+
+struct objective_result {
+    double loss;      /* objective + balance and contrast with their coefficients */
+    double objective; /* cross_entropy: mean over weights. dpo (arXiv 2305.18290): mean over pairs.
+                         importance_sampling:
+                         - mean ratio * advantage. ppo (arXiv 1707.06347): the same, clipped */
+    double balance, contrast, similarity; /* as struct pass_result; NAN where nothing is routed, and the last
+                                             two where the coefficient of contrast is 0 */
+    double margin,
+        accuracy;   /* dpo: mean of beta * (chosen - rejected), share of pairs above 0. NAN otherwise */
+    double clipped; /* ppo: share of tokens whose ratio is clipped. NAN otherwise */
+    double weight;  /* sum over tokens */
+    int64_t tokens; /* rows */
+    /* The pass', until the next one. */
+    const float *logprob;
+    const struct pass_routing *routing;
+};
+
+/* Of l->batch, which holds the data's weights; they are overwritten. reference: with dpo, [sequences]
+ * log-probabilities of the model the run began with; NULL otherwise. seed: of the contrastive loss' sample.
+ * backward: gradients are added to params.grad; else nothing of l changes. As pass_backward; a result may be
+ * not finite. */
+NODISCARD enum status objective_run(struct learner *l, const struct train_settings *s,
+                                    const double *reference, uint64_t seed, bool backward,
+                                    const atomic_bool *cancel, struct objective_result *out);
+
+/* Of l->batch: each sequence's sum of weight * log p: out [sequences]. */
+NODISCARD enum status objective_logprobs(struct learner *l, const atomic_bool *cancel, double *out);
+
+struct objective_evaluation {
+    double loss;       /* mean objective, without the auxiliary losses */
+    double similarity; /* mean over batches of struct pass_result's; NAN where nothing is routed, and with
+                          other losses than cross_entropy */
+    int64_t tokens;
+};
+/* Over examples of a set, at least one, in batches; reference: [2 * examples of the set], or NULL. */
+NODISCARD enum status objective_evaluate(struct learner *l, const struct train_settings *s,
+                                         const struct dataset *d, const uint32_t *examples, size_t count,
+                                         const double *reference, const atomic_bool *cancel,
+                                         struct objective_evaluation *out);
+
+#endif
