@@ -11,6 +11,7 @@
 
 struct upload {
     char *path; /* owned */
+    enum version_source source;
 };
 
 static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM, "out of memory"); }
@@ -31,6 +32,8 @@ enum status upload_open(struct registry *r, struct upload **out, struct error *e
 }
 
 const char *upload_path(const struct upload *u) { return u->path; }
+
+void upload_set_source(struct upload *u, enum version_source source) { u->source = source; }
 
 void upload_close(struct upload *u)
 {
@@ -127,7 +130,6 @@ static enum status put_identify(struct put *p, struct error *err)
     memcpy(v->version, v->hash, ADAPTER_VERSION_HEX);
     memcpy(v->base, p->registry->config.base_fingerprint, sizeof v->base);
     v->created = v->published = (int64_t)time(NULL);
-    v->source = VERSION_UPLOAD;
     v->bytes = p->files.config.size + p->files.tensors.size;
     return ST_OK;
 }
@@ -283,6 +285,7 @@ enum status registry_put(struct registry *r, const char *tenant, const char *nam
             "letter or a digit",
             name ? name : "", ADAPTER_NAME_MAX);
     struct put p = {.registry = r, .tenant = tenant, .name = name, .expected = expected_version};
+    p.record.source = u->source;
     struct put_result result = {0};
     enum status st = put_run(&p, u, &result, err);
     packed_adapter_free(p.packed);

@@ -48,6 +48,8 @@ NODISCARD enum status upload_open(struct registry *r, struct upload **out, struc
 /* The folder, for files written by the caller: either the two files of the native format, or one `body` of
  * any accepted kind (tar, gzip or zstd of it, zip). */
 const char *upload_path(const struct upload *u);
+/* What is said of the version it becomes; VERSION_UPLOAD unless set. */
+void upload_set_source(struct upload *u, enum version_source source);
 void upload_close(struct upload *u);
 
 /* Copies: what they say may change at once. */

@@ -397,7 +397,8 @@ static void version_from_row(sqlite3_stmt *q, struct version_record *v)
     column_text(q, 10, v->base, sizeof v->base);
     v->created = sqlite3_column_int64(q, 11);
     v->published = sqlite3_column_int64(q, 12);
-    v->source = sqlite3_column_int(q, 13) == VERSION_ROLLBACK ? VERSION_ROLLBACK : VERSION_UPLOAD;
+    int source = sqlite3_column_int(q, 13);
+    v->source = source > 0 && source < VERSION_SOURCE_COUNT ? (enum version_source)source : VERSION_UPLOAD;
     v->bytes = (size_t)sqlite3_column_int64(q, 14);
     column_text(q, 15, v->format, sizeof v->format);
     column_text(q, 16, v->targets, sizeof v->targets);

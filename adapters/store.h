@@ -31,7 +31,7 @@ struct strbuf;
 NODISCARD enum status store_open(const char *data_dir, struct store **out, struct error *err);
 void store_close(struct store *s);
 
-enum version_source { VERSION_UPLOAD, VERSION_ROLLBACK };
+enum version_source { VERSION_UPLOAD, VERSION_ROLLBACK, VERSION_TRAIN, VERSION_SOURCE_COUNT };
 
 /* What an adapter's owner may change without a new version. */
 struct adapter_settings {

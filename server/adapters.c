@@ -87,13 +87,16 @@ static bool call_failed(struct call *c, enum status st, const struct error *caus
     return lookup_failed(lookup_of(c), st, cause);
 }
 
+static const char *const source_names[VERSION_SOURCE_COUNT] = {
+    [VERSION_UPLOAD] = "upload", [VERSION_ROLLBACK] = "rollback", [VERSION_TRAIN] = "train"};
+
 static struct adapter_version_entry version_entry(const struct version_info *v)
 {
     const struct version_record *r = &v->record;
     return (struct adapter_version_entry){
         .version = r->version,
         .hash = r->hash,
-        .source = r->source == VERSION_ROLLBACK ? "rollback" : "upload",
+        .source = source_names[r->source],
         .created = r->created,
         .published = r->published,
         .bytes = r->bytes,

@@ -61,9 +61,9 @@ enum status folder_publish(struct registry *r, const char *tenant, const char *n
     return st;
 }
 
-enum status bundle_publish(struct registry *r, const char *tenant, const char *name, const struct adapter_bundle *b,
-                           const struct adapter_base *base, const char *expected_version, struct put_result *out,
-                           struct error *err)
+enum status bundle_publish(struct registry *r, const char *tenant, const char *name,
+                           const struct adapter_bundle *b, const struct adapter_base *base,
+                           const char *expected_version, struct put_result *out, struct error *err)
 {
     struct upload *u = NULL;
     enum status st = upload_open(r, &u, err);

@@ -23,6 +23,7 @@ struct trainer {
     double last_loss;                        /* NAN: no step yet */
     struct objective_evaluation before, now; /* now: as of step now_step */
     int64_t now_step;
+    char run[CHECKPOINT_RUN_HEX + 1];
     bool over;           /* after ST_REJECTED */
     double last_seconds; /* the clock when the last step ended; 0: none */
 };
@@ -231,7 +232,8 @@ static enum status resume(struct trainer *t, const char *checkpoint, struct erro
     return ST_OK;
 }
 
-enum status trainer_begin(struct trainer *t, const char *checkpoint, const atomic_bool *cancel, struct error *err)
+enum status trainer_begin(struct trainer *t, const char *checkpoint, const atomic_bool *cancel,
+                          struct error *err)
 {
     enum status st = ST_OK;
     const struct dataset *d = t->config.examples, *v = t->config.validation;
@@ -243,7 +245,8 @@ enum status trainer_begin(struct trainer *t, const char *checkpoint, const atomi
     t->now = t->before;
     t->now_step = 0;
     if (t->judge_count && !isfinite(t->before.loss))
-        return error_set(err, ST_REJECTED, "the loss of the held-out examples is not finite before the first step");
+        return error_set(err, ST_REJECTED,
+                         "the loss of the held-out examples is not finite before the first step");
     return ST_OK;
 }
 
