@@ -17,51 +17,110 @@ static enum status device_alloc(struct pass *p, size_t rows, size_t cols, float 
     return ST_OK;
 }
 
-/* The widest of any site at a projection. */
-static void widths(const struct params *params, int projection, size_t *stacked, size_t *experts)
+/* The widest of any site at a projection: floats of a row. */
+struct site_widths {
+    size_t stacked, experts;
+};
+
+static struct site_widths site_widths(const struct params *params, int projection)
 {
+    struct site_widths w = {0};
     for (int l = 0; l < params->layers; l++) {
         const struct train_site *s = params->place[l * PROJ_COUNT + projection];
         if (!s) continue;
         size_t n = (size_t)s->experts * (size_t)s->rank;
-        if (n > *stacked) *stacked = n;
-        if (s->routed >= 0 && (size_t)s->experts > *experts) *experts = (size_t)s->experts;
+        if (n > w.stacked) w.stacked = n;
+        if (s->routed >= 0 && (size_t)s->experts > w.experts) w.experts = (size_t)s->experts;
     }
+    return w;
 }
 
+/* Deals out parts of one block, or with block NULL only counts. */
+struct dealer {
+    float *block;
+    size_t at; /* floats */
+};
+
+static void deal(struct dealer *d, size_t rows, size_t cols, float **out)
+{
+    size_t floats = size_round_up(size_mul(rows, cols), MEMORY_ALIGN / sizeof(float));
+    if (d->block) *out = d->block + d->at;
+    d->at = size_add(d->at, floats);
+}
+
+static size_t activations_deal(const struct pass *p, size_t rows, float *block, struct activations *a)
+{
+    const struct model_shape *s = &p->model->shape;
+    struct dealer d = {.block = block};
+    deal(&d, rows, p->q_cols, &a->q);
+    deal(&d, rows, p->kv_cols, &a->k);
+    deal(&d, rows, p->kv_cols, &a->v);
+    deal(&d, rows, p->q_cols, &a->attended);
+    deal(&d, rows, s->embed, &a->middle);
+    deal(&d, rows, s->ffn, &a->gate);
+    deal(&d, rows, s->ffn, &a->up);
+    for (int i = 0; i < PROJ_COUNT; i++) {
+        struct site_widths w = site_widths(p->params, i);
+        deal(&d, rows, w.stacked, &a->site[i].z);
+        deal(&d, rows, w.experts, &a->site[i].p);
+        deal(&d, rows, w.experts, &a->site[i].g);
+    }
+    a->block = block;
+    return size_mul(d.at, sizeof(float));
+}
+
+static enum status activations_alloc(struct pass *p, size_t rows, struct activations *out)
+{
+    size_t bytes = activations_deal(p, rows, NULL, out);
+    float *block = p->ops->alloc(p->device, bytes);
+    if (!block) return ST_NOMEM;
+    p->bytes += bytes;
+    activations_deal(p, rows, block, out);
+    return ST_OK;
+}
+
+/* The last layers keep theirs, as many as fit keep_bytes: the backward pass begins with them. */
+static enum status kept_alloc(struct pass *p, size_t rows, size_t keep_bytes)
+{
+    struct activations measured;
+    size_t layers = (size_t)(p->model->shape.layers - p->first_layer);
+    size_t most = keep_bytes / activations_deal(p, rows, NULL, &measured);
+    if (most > layers) most = layers;
+    p->kept = calloc(most + 1, sizeof *p->kept);
+    if (!p->kept) return ST_NOMEM;
+    for (; (size_t)p->kept_count < most; p->kept_count++) {
+        enum status st = activations_alloc(p, rows, &p->kept[p->kept_count]);
+        if (st) return st;
+    }
+    return ST_OK;
+}
+
+/* What sites need beyond their activations. */
 static enum status sites_alloc(struct pass *p, size_t rows)
 {
-    size_t stacked_max = 1, experts_max = 1;
+    size_t stacked = 1, experts = 1, routed = (size_t)p->params->routed_count + 1;
     for (int i = 0; i < PROJ_COUNT; i++) {
-        size_t stacked = 0, experts = 0;
-        widths(p->params, i, &stacked, &experts);
-        enum status st = device_alloc(p, rows, stacked, &p->site[i].z);
-        if (!st) st = device_alloc(p, rows, experts, &p->site[i].p);
-        if (!st) st = device_alloc(p, rows, experts, &p->site[i].g);
-        if (st) return st;
-        if (stacked > stacked_max) stacked_max = stacked;
-        if (experts > experts_max) experts_max = experts;
+        struct site_widths w = site_widths(p->params, i);
+        if (w.stacked > stacked) stacked = w.stacked;
+        if (w.experts > experts) experts = w.experts;
     }
-    p->experts_max = (int)experts_max;
-    size_t routed = (size_t)p->params->routed_count + 1;
-    enum status st = device_alloc(p, rows, stacked_max, &p->zg);
-    if (!st) st = device_alloc(p, rows, stacked_max, &p->d_zg);
-    if (!st) st = device_alloc(p, rows, experts_max, &p->u);
-    if (!st) st = device_alloc(p, routed * 3, experts_max, &p->stats);
+    p->experts_max = (int)experts;
+    enum status st = device_alloc(p, rows, stacked, &p->zg);
+    if (!st) st = device_alloc(p, rows, stacked, &p->d_zg);
+    if (!st) st = device_alloc(p, rows, experts, &p->u);
+    if (!st) st = device_alloc(p, routed * 3, experts, &p->stats);
     return st ? st : device_alloc(p, routed, 2, &p->contrast);
 }
 
-static enum status activations_alloc(struct pass *p, size_t rows)
+static enum status streams_alloc(struct pass *p, size_t rows)
 {
     const struct model_shape *s = &p->model->shape;
     const struct { float **buffer; size_t cols; } want[] = {
-        {&p->kept, size_mul((size_t)s->layers + 1, s->embed)},
-        {&p->middle, s->embed},   {&p->attn_normed, s->embed}, {&p->ffn_normed, s->embed},
-        {&p->q, p->q_cols},       {&p->k, p->kv_cols},         {&p->v, p->kv_cols},
-        {&p->attended, p->q_cols}, {&p->gate, s->ffn},         {&p->up, s->ffn},
-        {&p->activated, s->ffn},  {&p->d_x, s->embed},         {&p->d_normed, s->embed},
-        {&p->d_q, p->q_cols},     {&p->d_k, p->kv_cols},       {&p->d_v, p->kv_cols},
-        {&p->d_attended, p->q_cols}, {&p->d_activated, s->ffn},
+        {&p->inputs, size_mul((size_t)s->layers + 1, s->embed)},
+        {&p->attn_normed, s->embed}, {&p->ffn_normed, s->embed}, {&p->activated, s->ffn},
+        {&p->d_x, s->embed},         {&p->d_normed, s->embed},   {&p->d_q, p->q_cols},
+        {&p->d_k, p->kv_cols},       {&p->d_v, p->kv_cols},      {&p->d_attended, p->q_cols},
+        {&p->d_activated, s->ffn},
     };
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
         enum status st = device_alloc(p, rows, want[i].cols, want[i].buffer);
@@ -110,10 +169,12 @@ static enum status device_reserve(struct pass *p, int seq_rows_max)
     return st;
 }
 
-static enum status pass_build(struct pass *p, int seq_rows_max)
+static enum status pass_build(struct pass *p, int seq_rows_max, size_t keep_bytes)
 {
     enum status st = engine_turn_open(p->engine, &p->turn);
-    if (!st) st = activations_alloc(p, (size_t)p->rows_max);
+    if (!st) st = streams_alloc(p, (size_t)p->rows_max);
+    if (!st) st = activations_alloc(p, (size_t)p->rows_max, &p->scratch);
+    if (!st) st = kept_alloc(p, (size_t)p->rows_max, keep_bytes);
     if (!st) st = sites_alloc(p, (size_t)p->rows_max);
     if (!st) st = host_alloc(p, (size_t)p->rows_max);
     return st ? st : device_reserve(p, seq_rows_max);
@@ -125,7 +186,7 @@ static int first_layer(const struct params *params)
 }
 
 enum status pass_open(struct engine *e, struct transposed *t, struct params *params, int rows_max,
-                      int seq_rows_max, struct pass **out)
+                      int seq_rows_max, size_t keep_bytes, struct pass **out)
 {
     struct pass *p = calloc(1, sizeof *p);
     if (!p) return ST_NOMEM;
@@ -144,7 +205,7 @@ enum status pass_open(struct engine *e, struct transposed *t, struct params *par
     p->kv_cols = (size_t)m->shape.kv_heads * (size_t)m->shape.head_dim;
     p->cache = (struct kv_cache){.type = DTYPE_F32, .layers = 1, .kv_heads = m->shape.kv_heads,
                                  .head_dim = m->shape.head_dim};
-    enum status st = pass_build(p, seq_rows_max);
+    enum status st = pass_build(p, seq_rows_max, keep_bytes);
     if (st)
         pass_close(p);
     else
@@ -156,17 +217,14 @@ void pass_close(struct pass *p)
 {
     if (!p) return;
     void *const device_memory[] = {
-        p->kept,     p->middle, p->attn_normed, p->ffn_normed, p->q,         p->k,       p->v,
-        p->attended, p->gate,   p->up,          p->activated,  p->d_x,       p->d_normed, p->d_q,
-        p->d_k,      p->d_v,    p->d_attended,  p->d_activated, p->zg,       p->d_zg,    p->u,
-        p->logits,   p->logprob, p->head_normed, p->stats,     p->contrast,  p->cache.k, p->cache.v};
+        p->inputs, p->scratch.block, p->attn_normed, p->ffn_normed, p->activated,   p->d_x,
+        p->d_normed, p->d_q,         p->d_k,         p->d_v,        p->d_attended,  p->d_activated,
+        p->zg,       p->d_zg,        p->u,           p->logits,     p->logprob,     p->head_normed,
+        p->stats,    p->contrast,    p->cache.k,     p->cache.v};
     for (size_t i = 0; i < sizeof device_memory / sizeof *device_memory; i++)
         if (device_memory[i]) p->ops->free(p->device, device_memory[i]);
-    for (int i = 0; i < PROJ_COUNT; i++) {
-        if (p->site[i].z) p->ops->free(p->device, p->site[i].z);
-        if (p->site[i].p) p->ops->free(p->device, p->site[i].p);
-        if (p->site[i].g) p->ops->free(p->device, p->site[i].g);
-    }
+    for (int i = 0; i < p->kept_count; i++) p->ops->free(p->device, p->kept[i].block);
+    free(p->kept);
     void *const host_memory[] = {p->pages,  p->seqs,         p->tiles,      p->first_tile,    p->position, p->keys,
                                  p->sample, p->scored,       p->stats_host, p->contrast_host, p->routing,
                                  p->logprob_host};

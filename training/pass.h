@@ -1,7 +1,7 @@
 /* Forward and backward of the frozen base model with one adapter in training, over one batch of sequences.
  *
- * The whole batch goes through one layer after the other. Only each layer's input is kept; the backward pass computes the
- * layer's inside again. Logits exist for a tile of rows at a time, and only for rows whose weight is not 0. The base's
+ * The whole batch goes through one layer after the other. Each layer's input is kept, and of as many layers as memory is
+ * granted for also what is inside; the backward pass computes the inside of the others again, with the same bits. Logits exist for a tile of rows at a time, and only for rows whose weight is not 0. The base's
  * forward products are those of serving; its backward products run on transposed copies of the weights, made when the first
  * pass opens (struct transposed).
  *
@@ -53,9 +53,10 @@ struct pass_result {
     struct pass_routing *routing; /* [params.routed_count], likewise */
 };
 
-/* rows_max, seq_max: of any batch. ST_NOMEM. */
+/* rows_max, seq_rows_max: of any batch, and of any sequence in it. keep_bytes: for the insides of layers, beyond what a
+ * pass cannot do without; all of a model's layers take about 4 * layers * rows_max * (2 ffn + 4 embed) bytes. ST_NOMEM. */
 NODISCARD enum status pass_open(struct engine *e, struct transposed *t, struct params *p, int rows_max,
-                                int seq_rows_max, struct pass **out);
+                                int seq_rows_max, size_t keep_bytes, struct pass **out);
 void pass_close(struct pass *p);
 size_t pass_bytes(const struct pass *p);
 

@@ -13,6 +13,16 @@ struct site_state {
     float *p, *g; /* (T, experts), of routed sites */
 };
 
+/* What a layer's backward pass needs of its forward and cannot make anew at little cost. */
+struct activations {
+    float *q, *k, *v; /* (T, q_cols), (T, kv_cols) twice; q and k rotated */
+    float *attended;  /* (T, q_cols) */
+    float *middle;    /* (T, embed): the residual stream between attention and FFN */
+    float *gate, *up; /* (T, ffn) */
+    struct site_state site[PROJ_COUNT];
+    float *block;     /* all of it; owned, device memory */
+};
+
 struct sample_key {
     uint64_t key;
     int32_t row;
@@ -38,15 +48,16 @@ struct pass {
     const struct pass_loss *loss; /* NULL: no auxiliary losses */
     bool backward;
 
-    float *kept;                            /* (layers + 1, T, embed): see layer_input */
-    float *middle;                          /* (T, embed): the residual stream between attention and FFN */
-    float *attn_normed, *ffn_normed;        /* (T, embed) */
-    float *q, *k, *v, *attended;            /* (T, q_cols), (T, kv_cols) twice, (T, q_cols) */
-    float *gate, *up, *activated;           /* (T, ffn) */
-    float *d_x, *d_normed;                  /* (T, embed) */
-    float *d_q, *d_k, *d_v, *d_attended;    /* as q, k, v, attended */
-    float *d_activated;                     /* (T, ffn) */
-    struct site_state site[PROJ_COUNT];     /* of the layer at hand */
+    float *inputs;                        /* (layers + 1, T, embed): see layer_input */
+    struct activations scratch;           /* of layers that keep none */
+    struct activations *kept;             /* [kept_count], of the last layers; host memory */
+    int kept_count;
+    const struct activations *act;        /* of the layer at hand */
+    float *attn_normed, *ffn_normed;      /* (T, embed), of the layer at hand */
+    float *activated;                     /* (T, ffn), likewise */
+    float *d_x, *d_normed;                /* (T, embed) */
+    float *d_q, *d_k, *d_v, *d_attended;  /* as q, k, v, attended */
+    float *d_activated;                   /* (T, ffn) */
     float *zg, *d_zg, *u;                   /* (T, experts * rank) twice, (T, experts): of the site at hand */
     float *logits, *logprob, *head_normed;  /* (HEAD_ROWS, vocab), (HEAD_ROWS), (HEAD_ROWS, embed) */
     float *stats;                           /* (routed_count, 3, experts_max) */
@@ -84,7 +95,7 @@ void site_backward(struct pass *p, const struct train_site *s, const float *x, c
 
 /* pass_layer.c */
 void layer_forward(struct pass *p, int layer); /* makes the next layer's input */
-/* d_x, of the layer's output, becomes that of its input. Makes the layer's inside anew. */
+/* d_x, of the layer's output, becomes that of its input. Makes the layer's inside anew unless it is kept. */
 void layer_backward(struct pass *p, int layer);
 /* A layer's input, (T, embed); of layer `layers`, the last one's output. All are kept if gradients are wanted. */
 float *layer_input(const struct pass *p, int layer);

@@ -9,7 +9,14 @@ static size_t embed_of(const struct pass *p) { return p->model->shape.embed; }
 float *layer_input(const struct pass *p, int layer)
 {
     int slot = p->backward ? layer : layer % 2;
-    return p->kept + (size_t)slot * (size_t)p->batch->rows * embed_of(p);
+    return p->inputs + (size_t)slot * (size_t)p->batch->rows * embed_of(p);
+}
+
+/* The layer's own activations, if it keeps them. */
+static const struct activations *layer_kept(const struct pass *p, int layer)
+{
+    int from_top = p->model->shape.layers - 1 - layer;
+    return p->backward && from_top < p->kept_count ? &p->kept[from_top] : NULL;
 }
 
 /* --- products of the base --- */
@@ -96,55 +103,62 @@ static void tile_attend(struct pass *p, int tile)
     int rows = left < p->tile_rows ? left : p->tile_rows;
     const struct seq_rows *seqs = p->tiles + p->first_tile[tile];
     int count = p->first_tile[tile + 1] - p->first_tile[tile];
-    struct rope_kv_args rope = {.rows = rows, .heads = m->shape.heads, .q = p->q + (size_t)first * p->q_cols,
-                                .k = p->k + (size_t)first * p->kv_cols, .v = p->v + (size_t)first * p->kv_cols,
+    struct rope_kv_args rope = {.rows = rows, .heads = m->shape.heads, .q = p->act->q + (size_t)first * p->q_cols,
+                                .k = p->act->k + (size_t)first * p->kv_cols, .v = p->act->v + (size_t)first * p->kv_cols,
                                 .rope_dims = m->rope.dims, .inv_freq = m->rope.inv_freq,
                                 .magnitude = m->rope.magnitude, .adjacent_pairs = m->shape.qk_permuted,
                                 .seq_count = count, .seqs = seqs, .cache = &p->cache};
     if (pass_ready(p)) p->ops->rope_kv(p->device, &rope);
     struct attention_args attention = {.rows = rows, .heads = m->shape.heads, .q = rope.q,
-                                       .y = p->attended + (size_t)first * p->q_cols,
+                                       .y = p->act->attended + (size_t)first * p->q_cols,
                                        .scale = 1 / sqrtf((float)m->shape.head_dim), .seq_count = count,
                                        .seqs = seqs, .cache = &p->cache};
     if (pass_ready(p)) p->ops->attention(p->device, &attention);
 }
 
-/* From the layer's input to p->middle, leaving what the backward pass needs. */
+/* From the layer's input to `middle`. */
 static void attention_forward(struct pass *p, int layer)
 {
     const float *x = layer_input(p, layer);
-    const struct output qkv[] = {{PROJ_Q, p->q}, {PROJ_K, p->k}, {PROJ_V, p->v}};
-    const struct output o[] = {{PROJ_O, p->middle}};
+    const struct output qkv[] = {{PROJ_Q, p->act->q}, {PROJ_K, p->act->k}, {PROJ_V, p->act->v}};
+    const struct output o[] = {{PROJ_O, p->act->middle}};
     norm_forward(p, x, p->model->layers[layer].attn_norm, p->attn_normed);
     base_forward(p, layer, p->attn_normed, qkv, 3, EPILOGUE_STORE);
     for (int i = 0; i < 3; i++) delta_forward(p, layer, qkv[i].projection, p->attn_normed, qkv[i].y);
     for (int tile = 0; tile < p->tile_count; tile++) tile_attend(p, tile);
-    base_forward(p, layer, p->attended, o, 1, EPILOGUE_STORE);
-    delta_forward(p, layer, PROJ_O, p->attended, p->middle);
-    if (pass_ready(p)) p->grad->add(p->device, p->middle, x, (size_t)p->batch->rows * embed_of(p));
+    base_forward(p, layer, p->act->attended, o, 1, EPILOGUE_STORE);
+    delta_forward(p, layer, PROJ_O, p->act->attended, p->act->middle);
+    if (pass_ready(p)) p->grad->add(p->device, p->act->middle, x, (size_t)p->batch->rows * embed_of(p));
 }
 
-/* From p->middle to gate, up and activated. */
+static void activate(struct pass *p)
+{
+    struct silu_mul_args args = {.n = (size_t)p->batch->rows * p->model->shape.ffn, .gate = p->act->gate,
+                                 .up = p->act->up, .y = p->activated};
+    if (pass_ready(p)) p->grad->silu_mul(p->device, &args);
+}
+
+/* From `middle` to `activated`. */
 static void ffn_forward(struct pass *p, int layer)
 {
-    const struct output gate_up[] = {{PROJ_GATE, p->gate}, {PROJ_UP, p->up}};
-    norm_forward(p, p->middle, p->model->layers[layer].ffn_norm, p->ffn_normed);
+    const struct output gate_up[] = {{PROJ_GATE, p->act->gate}, {PROJ_UP, p->act->up}};
+    norm_forward(p, p->act->middle, p->model->layers[layer].ffn_norm, p->ffn_normed);
     base_forward(p, layer, p->ffn_normed, gate_up, 2, EPILOGUE_STORE);
     for (int i = 0; i < 2; i++) delta_forward(p, layer, gate_up[i].projection, p->ffn_normed, gate_up[i].y);
-    struct silu_mul_args args = {.n = (size_t)p->batch->rows * p->model->shape.ffn, .gate = p->gate, .up = p->up,
-                                 .y = p->activated};
-    if (pass_ready(p)) p->grad->silu_mul(p->device, &args);
+    activate(p);
 }
 
 void layer_forward(struct pass *p, int layer)
 {
     float *x = layer_input(p, layer + 1);
     const struct output down[] = {{PROJ_DOWN, x}};
+    p->act = layer_kept(p, layer);
+    if (!p->act) p->act = &p->scratch;
     attention_forward(p, layer);
     ffn_forward(p, layer);
     base_forward(p, layer, p->activated, down, 1, EPILOGUE_STORE);
     delta_forward(p, layer, PROJ_DOWN, p->activated, x);
-    if (pass_ready(p)) p->grad->add(p->device, x, p->middle, (size_t)p->batch->rows * embed_of(p));
+    if (pass_ready(p)) p->grad->add(p->device, x, p->act->middle, (size_t)p->batch->rows * embed_of(p));
 }
 
 /* --- backward --- */
@@ -160,12 +174,12 @@ static void norm_backward(struct pass *p, const float *x, const float *weight)
 static void ffn_backward(struct pass *p, int layer)
 {
     projection_backward(p, layer, PROJ_DOWN, p->activated, p->d_x, p->d_activated, EPILOGUE_STORE);
-    struct silu_mul_backward_args silu = {.n = (size_t)p->batch->rows * p->model->shape.ffn, .gate = p->gate,
-                                          .up = p->up, .d_y = p->d_activated, .d_gate = p->gate, .d_up = p->up};
+    struct silu_mul_backward_args silu = {.n = (size_t)p->batch->rows * p->model->shape.ffn, .gate = p->act->gate,
+                                          .up = p->act->up, .d_y = p->d_activated, .d_gate = p->act->gate, .d_up = p->act->up};
     if (pass_ready(p)) p->grad->silu_mul_backward(p->device, &silu);
-    projection_backward(p, layer, PROJ_GATE, p->ffn_normed, p->gate, p->d_normed, EPILOGUE_STORE);
-    projection_backward(p, layer, PROJ_UP, p->ffn_normed, p->up, p->d_normed, EPILOGUE_ADD);
-    norm_backward(p, p->middle, p->model->layers[layer].ffn_norm);
+    projection_backward(p, layer, PROJ_GATE, p->ffn_normed, p->act->gate, p->d_normed, EPILOGUE_STORE);
+    projection_backward(p, layer, PROJ_UP, p->ffn_normed, p->act->up, p->d_normed, EPILOGUE_ADD);
+    norm_backward(p, p->act->middle, p->model->layers[layer].ffn_norm);
 }
 
 static void heads_backward(struct pass *p)
@@ -173,8 +187,8 @@ static void heads_backward(struct pass *p)
     const struct model *m = p->model;
     struct attention_backward_args attention = {
         .rows = p->batch->rows, .heads = m->shape.heads, .kv_heads = m->shape.kv_heads,
-        .head_dim = (size_t)m->shape.head_dim, .scale = 1 / sqrtf((float)m->shape.head_dim), .q = p->q, .k = p->k,
-        .v = p->v, .y = p->attended, .d_y = p->d_attended, .d_q = p->d_q, .d_k = p->d_k, .d_v = p->d_v,
+        .head_dim = (size_t)m->shape.head_dim, .scale = 1 / sqrtf((float)m->shape.head_dim), .q = p->act->q, .k = p->act->k,
+        .v = p->act->v, .y = p->act->attended, .d_y = p->d_attended, .d_q = p->d_q, .d_k = p->d_k, .d_v = p->d_v,
         .seq_count = p->batch->seq_count, .seqs = p->seqs};
     if (pass_ready(p)) p->grad->attention_backward(p->device, &attention);
     struct rope_backward_args rope = {.rows = p->batch->rows, .heads = m->shape.heads,
@@ -193,7 +207,7 @@ static void heads_backward(struct pass *p)
 static void attention_backward(struct pass *p, int layer)
 {
     float *d_normed = layer > p->first_layer ? p->d_normed : NULL;
-    projection_backward(p, layer, PROJ_O, p->attended, p->d_x, p->d_attended, EPILOGUE_STORE);
+    projection_backward(p, layer, PROJ_O, p->act->attended, p->d_x, p->d_attended, EPILOGUE_STORE);
     heads_backward(p);
     projection_backward(p, layer, PROJ_Q, p->attn_normed, p->d_q, d_normed, EPILOGUE_STORE);
     projection_backward(p, layer, PROJ_K, p->attn_normed, p->d_k, d_normed, EPILOGUE_ADD);
@@ -201,12 +215,27 @@ static void attention_backward(struct pass *p, int layer)
     if (d_normed) norm_backward(p, layer_input(p, layer), p->model->layers[layer].attn_norm);
 }
 
-void layer_backward(struct pass *p, int layer)
+/* The layer's inside as its forward pass left it. */
+static void layer_restore(struct pass *p, int layer)
 {
+    const struct model_layer *l = &p->model->layers[layer];
     const struct train_site *down = pass_site(p, layer, PROJ_DOWN);
+    p->act = layer_kept(p, layer);
+    if (p->act) {
+        norm_forward(p, layer_input(p, layer), l->attn_norm, p->attn_normed);
+        norm_forward(p, p->act->middle, l->ffn_norm, p->ffn_normed);
+        activate(p);
+        return;
+    }
+    p->act = &p->scratch;
     attention_forward(p, layer);
     ffn_forward(p, layer);
     if (down) site_prepare(p, down, p->activated);
+}
+
+void layer_backward(struct pass *p, int layer)
+{
+    layer_restore(p, layer);
     ffn_backward(p, layer);
     attention_backward(p, layer);
 }

@@ -69,7 +69,7 @@ static int sample_rows(struct pass *p, const struct train_site *s)
 static void contrast(struct pass *p, const struct train_site *s, float *d_z, float *d_bt)
 {
     if (!p->loss || p->loss->contrast == 0 || !routed(s) || s->experts < 2) return;
-    const struct site_state *state = &p->site[s->projection];
+    const struct site_state *state = &p->act->site[s->projection];
     struct contrast_args args = {.count = sample_rows(p, s), .row = p->sample, .experts = s->experts,
                                  .rank = s->rank, .d_out = s->d_out, .g = state->g, .z = state->z,
                                  .bt = p->params->value + s->bt,
@@ -83,7 +83,7 @@ static void contrast(struct pass *p, const struct train_site *s, float *d_z, flo
 
 void site_prepare(struct pass *p, const struct train_site *s, const float *x)
 {
-    const struct site_state *state = &p->site[s->projection];
+    const struct site_state *state = &p->act->site[s->projection];
     const float *value = p->params->value;
     int rows = p->batch->rows;
     product(p, rows, (size_t)width(s), s->d_in, x, false, value + s->a, true, 0, state->z);
@@ -97,7 +97,7 @@ void site_prepare(struct pass *p, const struct train_site *s, const float *x)
 
 void site_forward(struct pass *p, const struct train_site *s, const float *x, float *y)
 {
-    const struct site_state *state = &p->site[s->projection];
+    const struct site_state *state = &p->act->site[s->projection];
     site_prepare(p, s, x);
     gate(p, s, state);
     product(p, p->batch->rows, s->d_out, (size_t)width(s), p->zg, false, p->params->value + s->bt, false, 1, y);
@@ -116,7 +116,7 @@ static float balance_factor(const struct pass *p, const struct train_site *s)
 
 static void router_backward(struct pass *p, const struct train_site *s, const float *x, float *d_x)
 {
-    const struct site_state *state = &p->site[s->projection];
+    const struct site_state *state = &p->act->site[s->projection];
     struct route_backward_args args = {.rows = p->batch->rows, .experts = s->experts, .rule = s->rule,
                                        .temperature = s->temperature, .balance = balance_factor(p, s),
                                        .p = state->p, .g = state->g, .d_g = p->u, .stats = stats_of(p, s),
@@ -131,7 +131,7 @@ static void router_backward(struct pass *p, const struct train_site *s, const fl
 
 void site_backward(struct pass *p, const struct train_site *s, const float *x, const float *d_y, float *d_x)
 {
-    const struct site_state *state = &p->site[s->projection];
+    const struct site_state *state = &p->act->site[s->projection];
     const float *value = p->params->value;
     float *grad = p->params->grad;
     int rows = p->batch->rows;

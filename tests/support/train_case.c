@@ -134,7 +134,8 @@ int train_cases_read(const char *file, struct train_case out[TRAIN_CASES_MAX])
 
 struct train_rig train_rig_open(const struct train_case *c, enum cpu_level level, int threads)
 {
-    struct engine_config config = {.kv_type = DTYPE_F32, .max_batch = 2, .no_prefix_cache = true};
+    /* Batches are cut into tiles of 11 rows. */
+    struct engine_config config = {.kv_type = DTYPE_F32, .max_batch = 2, .prefill_chunk = 9, .no_prefix_cache = true};
     struct train_rig r = {.rig = rig_open_at(c->model, level, threads, config)};
     struct test_path folder = test_path("adapters/%s", c->adapter);
     r.config = map_fixture(folder.text, "adapter_config.json");
@@ -146,7 +147,9 @@ struct train_rig train_rig_open(const struct train_case *c, enum cpu_level level
         err);
     assert_ok(transposed_open(r.rig.engine, &r.transposed, &err), err);
     assert_ok(params_open(r.rig.device, r.bundle, &r.params, &err), err);
-    assert_ok(pass_open(r.rig.engine, r.transposed, r.params, TRAIN_ROWS_MAX, TRAIN_ROWS_MAX, &r.pass), err);
+    assert_ok(pass_open(r.rig.engine, r.transposed, r.params, TRAIN_ROWS_MAX, TRAIN_ROWS_MAX, TRAIN_KEEP_BYTES,
+                        &r.pass),
+              err);
     return r;
 }
 

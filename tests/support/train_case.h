@@ -8,6 +8,8 @@
 #include "training/pass.h"
 
 #define TRAIN_ROWS_MAX    64
+/* For the insides of some layers of these models, not of all: both ways are taken. */
+#define TRAIN_KEEP_BYTES  400000
 #define TRAIN_SEQS_MAX    8
 #define TRAIN_BATCHES_MAX 4
 #define TRAIN_STEPS_MAX   64
