@@ -58,7 +58,8 @@ enum status learner_reserve(struct learner *l, int rows, int seq_rows)
     if (seq_rows > l->seq_rows_max) l->seq_rows_max = seq_rows;
     pass_close(l->pass);
     l->pass = NULL;
-    return pass_open(l->engine, l->transposed, l->params, l->rows_max, l->seq_rows_max, &l->pass);
+    return pass_open(l->engine, l->transposed, l->params, l->rows_max, l->seq_rows_max, LEARNER_KEEP_BYTES,
+                     &l->pass);
 }
 
 /* --- the optimiser --- */

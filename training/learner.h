@@ -12,6 +12,9 @@
 
 #include <stdatomic.h>
 
+/* Memory for activations that would otherwise be computed twice. */
+#define LEARNER_KEEP_BYTES ((size_t)1 << 30)
+
 struct learner {
     struct engine *engine; /* these three are not owned */
     struct device *device;
