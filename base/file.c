@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum status file_error(struct error *err, const char *what, const char *path)
@@ -27,16 +26,16 @@ enum status file_map(const char *path, struct file_map *out, struct error *err)
 {
     enum status st = ST_OK;
     struct file_map m = {0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* Without blocking, lest a FIFO wait for its writer. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return file_error(err, "open", path);
 
-    struct stat info;
-    if (fstat(fd, &info)) {
+    if (fstat(fd, &m.info)) {
         st = file_error(err, "read the size of", path);
-    } else if (!S_ISREG(info.st_mode)) {
+    } else if (!S_ISREG(m.info.st_mode)) {
         st = error_set(err, ST_IO, "cannot read '%s': it is not a regular file", path);
-    } else if (info.st_size > 0) {
-        m.size = (size_t)info.st_size;
+    } else if (m.info.st_size > 0) {
+        m.size = (size_t)m.info.st_size;
         void *data = mmap(NULL, m.size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED) st = file_error(err, "map", path);
         m.data = data;

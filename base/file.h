@@ -6,10 +6,12 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/stat.h>
 
 struct file_map {
     const void *data; /* NULL for an empty file */
     size_t size;
+    struct stat info; /* of the file as it was opened */
 };
 
 /* Maps path read-only. On ST_OK the caller owes one file_unmap. ST_NOT_FOUND, ST_IO. */

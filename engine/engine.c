@@ -159,8 +159,10 @@ static bool scratch_build(struct engine *e)
 static enum status engine_build(struct engine *e, struct error *err)
 {
     const struct engine_config *c = &e->config;
-    enum status st = model_open(c->model_path, c->device, c->on_progress, c->progress_ctx,
-                                &e->model, err);
+    struct model_config model = {.path = c->model_path, .device = c->device,
+                                 .on_progress = c->on_progress, .progress_ctx = c->progress_ctx};
+    memcpy(model.pack_path, c->pack_path, sizeof model.pack_path);
+    enum status st = model_open(&model, &e->model, err);
     if (st) return st;
     e->shape = e->model->shape;
     st = capacity_plan(e, err);

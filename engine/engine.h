@@ -24,6 +24,9 @@
 
 struct engine;
 
+/* Files in which packed weights may be kept for the next start. */
+#define PACK_PATHS 2
+
 struct engine_config {
     const char *model_path;
     struct device *device;    /* not owned; outlives the engine */
@@ -37,6 +40,9 @@ struct engine_config {
     int lr_width;             /* see device_limits; 0: 4096 */
     bool no_prefix_cache;     /* what was computed for one request is not kept for others */
     double turn_seconds;      /* of background work between two steps; 0: 0.01 */
+    /* Packed weights are taken from the first of these files that holds them, or else written to the first
+     * that can be. NULL ends the list; the first NULL: they are packed at every start. */
+    const char *pack_path[PACK_PATHS];
     /* Called while opening, on the opening thread, for a progress bar; done in 0..1. May be NULL. */
     void (*on_progress)(void *ctx, double done);
     void *progress_ctx;

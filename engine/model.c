@@ -2,6 +2,7 @@
 
 #include "base/utf8.h"
 #include "engine/metadata.h"
+#include "engine/pack.h"
 
 #include <inttypes.h>
 #include <sodium.h>
@@ -150,13 +151,6 @@ static enum status tensors_check(const struct gguf *g, int layers, struct error 
 
 /* --- binding ----------------------------------------------------------------------------------- */
 
-struct binder {
-    struct model *model;
-    void (*on_progress)(void *ctx, double done);
-    void *ctx;
-    size_t bytes_done, bytes;
-};
-
 static enum status tensor_get(const struct gguf *g, const char *name, size_t cols, size_t rows,
                               const struct gguf_tensor **out, struct error *err)
 {
@@ -170,42 +164,39 @@ static enum status tensor_get(const struct gguf *g, const char *name, size_t col
     return ST_OK;
 }
 
-static void binder_advance(struct binder *b, size_t bytes)
-{
-    b->bytes_done += bytes;
-    if (b->on_progress) b->on_progress(b->ctx, (double)b->bytes_done / (double)b->bytes);
-}
+/* Matrices are noted first, then packed together. */
+struct matrix_list {
+    struct pack_item *items; /* [capacity] */
+    size_t count, capacity;
+};
 
-static enum status matrix_bind(struct binder *b, const char *name, size_t cols, size_t rows,
-                               struct weight **out, struct error *err)
+static enum status matrix_bind(const struct model *m, struct matrix_list *list, const char *name,
+                               size_t cols, size_t rows, struct weight **out, struct error *err)
 {
     const struct gguf_tensor *t = NULL;
-    enum status st = tensor_get(b->model->gguf, name, cols, rows, &t, err);
+    enum status st = tensor_get(m->gguf, name, cols, rows, &t, err);
     if (st) return st;
-    struct matrix m = {.type = t->type, .rows = rows, .cols = cols, .data = t->data};
-    struct device *d = b->model->device;
-    st = d->ops->weight_pack(d, &m, out);
-    if (st)
-        return error_set(err, st, "tensor '%s' (%s, %zu x %zu) on %s: %s", name,
-                         dtype_name(t->type), cols, rows, d->name, status_text(st));
-    binder_advance(b, t->bytes);
+    CHECK(list->count < list->capacity);
+    struct pack_item *item = &list->items[list->count++];
+    item->matrix = (struct matrix){.type = t->type, .rows = rows, .cols = cols, .data = t->data};
+    item->weight = out;
+    snprintf(item->name, sizeof item->name, "%s", name);
     return ST_OK;
 }
 
-static enum status norm_bind(struct binder *b, const char *name, float **out, struct error *err)
+static enum status norm_bind(struct model *m, const char *name, float **out, struct error *err)
 {
     const struct gguf_tensor *t = NULL;
-    size_t n = b->model->shape.embed;
-    enum status st = tensor_get(b->model->gguf, name, n, 1, &t, err);
+    size_t n = m->shape.embed;
+    enum status st = tensor_get(m->gguf, name, n, 1, &t, err);
     if (st) return st;
-    struct device *d = b->model->device;
+    struct device *d = m->device;
     float *host = malloc(n * sizeof *host);
     float *device = d->ops->alloc(d, n * sizeof *device);
     st = error_set(err, ST_NOMEM, "out of memory for tensor '%s'", name);
     if (!host || !device) goto done;
     dtype_decode(t->type, t->data, host, n);
     d->ops->write(d, device, host, n * sizeof *device);
-    binder_advance(b, t->bytes);
     *out = device;
     device = NULL;
     st = ST_OK;
@@ -215,39 +206,51 @@ done:
     return st;
 }
 
-static enum status layer_bind(struct binder *b, int layer, struct error *err)
+static enum status layer_bind(struct model *m, struct matrix_list *list, int layer, struct error *err)
 {
-    struct model_layer *l = &b->model->layers[layer];
+    struct model_layer *l = &m->layers[layer];
     char name[64];
     snprintf(name, sizeof name, "blk.%d.attn_norm.weight", layer);
-    enum status st = norm_bind(b, name, &l->attn_norm, err);
+    enum status st = norm_bind(m, name, &l->attn_norm, err);
     if (st) return st;
     snprintf(name, sizeof name, "blk.%d.ffn_norm.weight", layer);
-    st = norm_bind(b, name, &l->ffn_norm, err);
+    st = norm_bind(m, name, &l->ffn_norm, err);
     for (int p = 0; p < PROJ_COUNT && !st; p++) {
         size_t d_in, d_out;
-        model_shape_projection(&b->model->shape, (enum projection)p, &d_in, &d_out);
+        model_shape_projection(&m->shape, (enum projection)p, &d_in, &d_out);
         snprintf(name, sizeof name, "blk.%d.%s.weight", layer, projection_tensor[p]);
-        st = matrix_bind(b, name, d_in, d_out, &l->projection[p], err);
+        st = matrix_bind(m, list, name, d_in, d_out, &l->projection[p], err);
     }
     return st;
 }
 
-static enum status model_bind(struct binder *b, struct error *err)
+static enum status tensors_bind(struct model *m, struct matrix_list *list, struct error *err)
 {
-    struct model *m = b->model;
-    for (size_t i = 0; i < gguf_tensor_count(m->gguf); i++)
-        b->bytes += gguf_tensor_at(m->gguf, i)->bytes;
-
     size_t embed = m->shape.embed, vocab = m->shape.vocab;
-    enum status st = matrix_bind(b, "token_embd.weight", embed, vocab, &m->embed, err);
-    if (st) return st;
-    if (gguf_tensor_find(m->gguf, "output.weight"))
-        st = matrix_bind(b, "output.weight", embed, vocab, &m->head, err);
-    else
-        m->head = m->embed;
-    if (!st) st = norm_bind(b, "output_norm.weight", &m->output_norm, err);
-    for (int l = 0; l < m->shape.layers && !st; l++) st = layer_bind(b, l, err);
+    enum status st = matrix_bind(m, list, "token_embd.weight", embed, vocab, &m->embed, err);
+    if (!st && gguf_tensor_find(m->gguf, "output.weight"))
+        st = matrix_bind(m, list, "output.weight", embed, vocab, &m->head, err);
+    if (!st) st = norm_bind(m, "output_norm.weight", &m->output_norm, err);
+    for (int l = 0; l < m->shape.layers && !st; l++) st = layer_bind(m, list, l, err);
+    return st;
+}
+
+static enum status model_bind(struct model *m, const struct model_config *config, struct error *err)
+{
+    struct matrix_list list = {.capacity = (size_t)m->shape.layers * PROJ_COUNT + 2};
+    list.items = calloc(list.capacity, sizeof *list.items);
+    if (!list.items) return error_set(err, ST_NOMEM, "out of memory");
+    enum status st = tensors_bind(m, &list, err);
+    if (st) {
+        free(list.items);
+        return st;
+    }
+    struct pack_config pack = {.device = m->device, .model = &m->file, .model_path = config->path,
+                               .on_progress = config->on_progress,
+                               .progress_ctx = config->progress_ctx};
+    memcpy(pack.path, config->pack_path, sizeof pack.path);
+    st = pack_open(&pack, list.items, list.count, &m->pack, err);
+    if (!st && !m->head) m->head = m->embed;
     return st;
 }
 
@@ -293,10 +296,10 @@ static void fingerprint_make(const struct model *m, char out[17])
     sodium_bin2hex(out, 17, hash, 8);
 }
 
-static enum status model_load(struct model *m, const char *path, struct binder *b,
+static enum status model_load(struct model *m, const struct model_config *config,
                               struct error *err)
 {
-    enum status st = file_map(path, &m->file, err);
+    enum status st = file_map(config->path, &m->file, err);
     if (st) return st;
     st = gguf_parse(m->file.data, m->file.size, &m->gguf, err);
     if (st) return st;
@@ -311,18 +314,15 @@ static enum status model_load(struct model *m, const char *path, struct binder *
     m->layers = calloc((size_t)m->shape.layers, sizeof *m->layers);
     if (!m->layers) return error_set(err, ST_NOMEM, "out of memory");
     fingerprint_make(m, m->shape.fingerprint);
-    return model_bind(b, err);
+    return model_bind(m, config, err);
 }
 
-enum status model_open(const char *path, struct device *device,
-                       void (*on_progress)(void *ctx, double done), void *progress_ctx,
-                       struct model **out, struct error *err)
+enum status model_open(const struct model_config *config, struct model **out, struct error *err)
 {
     struct model *m = calloc(1, sizeof *m);
     if (!m) return error_set(err, ST_NOMEM, "out of memory");
-    m->device = device;
-    struct binder b = {.model = m, .on_progress = on_progress, .ctx = progress_ctx};
-    enum status st = model_load(m, path, &b, err);
+    m->device = config->device;
+    enum status st = model_load(m, config, err);
     if (st) {
         model_close(m);
         return st;
@@ -334,16 +334,13 @@ enum status model_open(const char *path, struct device *device,
 void model_close(struct model *m)
 {
     if (!m) return;
+    pack_close(m->pack); /* first, since it clears the places of its weights, some in `layers` */
     struct device *d = m->device;
     for (int l = 0; m->layers && l < m->shape.layers; l++) {
         struct model_layer *layer = &m->layers[l];
-        for (int p = 0; p < PROJ_COUNT; p++)
-            if (layer->projection[p]) d->ops->weight_free(d, layer->projection[p]);
         if (layer->attn_norm) d->ops->free(d, layer->attn_norm);
         if (layer->ffn_norm) d->ops->free(d, layer->ffn_norm);
     }
-    if (m->head && m->head != m->embed) d->ops->weight_free(d, m->head);
-    if (m->embed) d->ops->weight_free(d, m->embed);
     if (m->output_norm) d->ops->free(d, m->output_norm);
     free(m->layers);
     rope_release(&m->rope);

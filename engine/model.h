@@ -27,15 +27,24 @@ struct model {
     struct rope rope;
     struct weight *embed; /* (vocab, embed) */
     struct weight *head;  /* (vocab, embed); the same as embed where the file ties them */
+    struct pack *pack;    /* owns all weights */
     float *output_norm;   /* (embed), device memory */
     struct model_layer *layers; /* [shape.layers] */
 };
 
-/* on_progress as in struct engine_config. ST_NOT_FOUND, ST_IO, ST_BAD_FORMAT, ST_UNSUPPORTED (an
+struct model_config {
+    const char *path;
+    struct device *device; /* not owned; outlives the model */
+    /* as in struct engine_config */
+    const char *pack_path[PACK_PATHS];
+    void (*on_progress)(void *ctx, double done);
+    void *progress_ctx;
+};
+
+/* ST_NOT_FOUND, ST_IO, ST_BAD_FORMAT, ST_UNSUPPORTED (an
  * architecture or feature we do not serve), ST_NOMEM. */
-NODISCARD enum status model_open(const char *path, struct device *device,
-                                 void (*on_progress)(void *ctx, double done), void *progress_ctx,
-                                 struct model **out, struct error *err);
+NODISCARD enum status model_open(const struct model_config *config, struct model **out,
+                                 struct error *err);
 void model_close(struct model *m);
 
 /* A row of a projection's weights as the file has it, decoded: out (d_in). Any thread may call it. */

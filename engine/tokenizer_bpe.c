@@ -97,7 +97,7 @@ static void warn_of_missing_bytes(const struct tokenizer *t)
     int missing = 0;
     for (int b = 0; b < 256; b++) missing += t->byte_ids[b] < 0;
     if (missing > 0)
-        log_warn("tokenizer: the vocabulary has no token for %d of the 256 bytes; they are left out of "
+        log_debug("tokenizer: the vocabulary has no token for %d of the 256 bytes; they are left out of "
                  "texts, as the "
                  "model's own tokenizer does",
                  missing);

@@ -11,8 +11,8 @@
  *  3. No op allocates. Scratch for rows up to `limits.rows` is reserved by `reserve`.
  *  4. Batch invariance: what an op computes for a row depends on that row (and its sequence's
  *     cache) only, bit for bit, never on the other rows, their number, or the thread count.
- *  5. One thread at a time calls ops, read, write and sync (the engine thread). alloc, free, weight_pack and
- *     lr_site_pack/free may be called from any thread meanwhile. */
+ *  5. One thread at a time calls ops, read, write and sync (the engine thread). alloc, free, weight_*
+ *     and lr_site_pack/free may be called from any thread meanwhile. */
 #ifndef KERNELS_DEVICE_H
 #define KERNELS_DEVICE_H
 
@@ -38,6 +38,8 @@ struct weight {
     size_t rows, cols; /* outputs, inputs */
     size_t bytes;      /* memory it holds beyond the file's */
 };
+
+#define WEIGHT_FILL_ROWS 64
 
 #define KV_PAGE_TOKENS 16
 
@@ -163,6 +165,19 @@ struct device_ops {
 
     enum status (*weight_pack)(struct device *d, const struct matrix *m, struct weight **out);
     void (*weight_free)(struct device *d, struct weight *w);
+
+    /* The same in steps, for who keeps packed weights, also from one process to the next: `packed` is host
+     * memory of the caller's, 64-byte aligned, that outlives the weight; its bytes depend on the matrix and the
+     * layout only, and any bytes are safe to multiply with.
+     * weight_layout: the name of m's layout, another one whenever the bytes change, and how many there
+     * are; 0: m is used in place, and `packed` may be NULL. ST_INVALID, ST_UNSUPPORTED.
+     * weight_fill: packs rows [begin, end), multiples of WEIGHT_FILL_ROWS or the end.
+     * weight_filled: whether weight_fill would leave the rows around `row` as they are. */
+    enum status (*weight_layout)(struct device *d, const struct matrix *m, const char **name, size_t *bytes);
+    void (*weight_fill)(struct device *d, const struct matrix *m, void *packed, size_t begin, size_t end);
+    bool (*weight_filled)(struct device *d, const struct matrix *m, const void *packed, size_t row);
+    enum status (*weight_open)(struct device *d, const struct matrix *m, const void *packed,
+                               struct weight **out);
     enum status (*lr_site_pack)(struct device *d, const struct lr_site_source *src, struct lr_site **out);
     void (*lr_site_free)(struct device *d, struct lr_site *s);
 

@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "server/pack_path.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -40,6 +41,8 @@ static const struct option options[] = {
      AT(kv_bytes), .commands = RUNS},
     {"kv-type", "TYPE", "element type of keys and values (f16)", OPTION_STRING, AT(kv_type), .commands = RUNS,
      .choices = "f16|f32"},
+    {"pack-cache", "DIR", "keep packed weights here for the next start; off: nowhere (beside the model, else ~/.cache)",
+     OPTION_STRING, AT(pack_cache), .commands = RUNS},
     {"no-prefix-cache", NULL, "compute every prompt anew, whatever was computed for others", OPTION_FLAG,
      AT(no_prefix_cache), .commands = SERVE},
     {"adapter-bytes", "SIZE", "memory for adapters (1G)", OPTION_BYTES, AT(adapter_bytes), .commands = SERVE},
@@ -145,6 +148,10 @@ static enum status complete(enum command command, struct config *c, struct error
     if (key && key[0]) c->api_key = key;
     if ((command & RUNS) && !c->model)
         return error_set(err, ST_INVALID, "--model FILE is required: a GGUF file");
+    if (command & RUNS) {
+        enum status st = pack_path_resolve(c->model, c->pack_cache, c->pack_path, err);
+        if (st) return st;
+    }
     if (command != COMMAND_SERVE) return ST_OK;
     if (!c->model_name) c->model_name = c->owned_name = name_of_file(c->model);
     if (!c->data) {
@@ -171,6 +178,7 @@ void config_release(struct config *c)
     cJSON_Delete(c->json);
     free(c->owned_data);
     free(c->owned_name);
+    for (int i = 0; i < PACK_PATHS; i++) free(c->pack_path[i]);
     *c = (struct config){0};
 }
 
@@ -196,4 +204,5 @@ void config_engine(const struct config *c, struct device *device, struct engine_
         .lr_width = c->lr_width,
         .no_prefix_cache = c->no_prefix_cache,
     };
+    for (int i = 0; i < PACK_PATHS; i++) out->pack_path[i] = c->pack_path[i];
 }

@@ -18,7 +18,7 @@ enum command {
 
 struct config {
     /* model and device */
-    const char *model, *cpu_level, *kv_type;
+    const char *model, *cpu_level, *kv_type, *pack_cache;
     int threads, max_batch, max_queue, prefill_chunk, context, lr_width;
     size_t kv_bytes;
     bool no_prefix_cache;
@@ -45,6 +45,7 @@ struct config {
     const char *api_key;           /* from the environment only: MEDLEY_API_KEY; NULL: none */
     cJSON *json;                   /* owned: the file, where strings live */
     char *owned_data, *owned_name; /* owned defaults */
+    char *pack_path[PACK_PATHS];   /* owned: see pack_path.h */
 };
 
 /* Reads the arguments after the subcommand's name, then the file they name. The caller owes

@@ -13,7 +13,8 @@
 
 #include "kernels/avx2/panel.h"
 
-#define FLOAT_PANELS_MAX 4
+#define FLOAT_PANEL_LAYOUT "float panel 1" /* of weights; numbered anew when they change */
+#define FLOAT_PANELS_MAX   4
 
 /* y[row][panel][output] of one tile's rows and some neighbouring panels. */
 typedef void float_tile_fn(const uint8_t *w, const float *t, size_t inputs,

@@ -16,74 +16,85 @@ static struct panel_format format_of(enum dtype type)
     }
 }
 
-/* One block of one output, as the file has it. */
+/* One block of one output, as the file has it. Four quants, a group, are a word: all of a word's bytes are
+ * handled at once. */
 struct quant_block {
-    uint8_t q[PANEL_BLOCK]; /* unsigned; two's complement if of 8 bits */
-    uint16_t d, min;        /* f16: scale and minimum, or the super-block's, the latter negated */
-    uint8_t scale[2];       /* of a super-block format: scale and min, or one scale for each half */
+    uint32_t q[PANEL_BLOCK / 4]; /* a byte a quant, unsigned; two's complement if of 8 bits */
+    uint16_t d, min;             /* f16: scale and minimum, or the super-block's, the latter negated */
+    uint8_t scale[2];            /* of a super-block format: scale and min, or one scale for each half */
 };
 
-static uint16_t load_u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
+#define NIBBLES  0x0F0F0F0Fu /* the low ones of a word's bytes */
+#define ONE_BITS 0x01010101u
+#define TWO_BITS 0x03030303u
 
-/* n bytes of nibbles: low ones are q[0..n), high ones q[n..2n) */
-static void nibbles_read(const uint8_t *src, int n, uint8_t *q)
+static uint16_t load_u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
+static uint32_t load_u32(const uint8_t *p)
 {
-    for (int i = 0; i < n; i++) {
-        q[i] = src[i] & 0xF;
-        q[i + n] = src[i] >> 4;
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void q4_read(const uint8_t *b, bool min, struct quant_block *u)
+{
+    const uint8_t *q = b + (min ? 4 : 2);
+    u->d = load_u16(b);
+    if (min) u->min = load_u16(b + 2);
+    for (int g = 0; g < 4; g++) {
+        u->q[g] = load_u32(q + 4 * g) & NIBBLES;
+        u->q[g + 4] = load_u32(q + 4 * g) >> 4 & NIBBLES;
     }
 }
 
-static void q4_read(const uint8_t *b, bool min, struct quant_block *u)
+INLINE void q5_read(const uint8_t *b, bool min, struct quant_block *u)
 {
+    const uint8_t *q = b + (min ? 8 : 6);
+    uint32_t high = load_u32(q - 4);
     u->d = load_u16(b);
     if (min) u->min = load_u16(b + 2);
-    nibbles_read(b + (min ? 4 : 2), 16, u->q);
+    for (int g = 0; g < 8; g++) {
+        /* The product has bit k of the four at bit 8 k. */
+        uint32_t fifth = (high >> (4 * g) & 0xF) * 0x00204081u & ONE_BITS;
+        u->q[g] = (load_u32(q + g % 4 * 4) >> (g / 4 * 4) & NIBBLES) | fifth << 4;
+    }
 }
 
-static void q5_read(const uint8_t *b, bool min, struct quant_block *u)
+INLINE void q8_0_read(const uint8_t *b, struct quant_block *u)
 {
     u->d = load_u16(b);
-    if (min) u->min = load_u16(b + 2);
-    const uint8_t *high = b + (min ? 4 : 2);
-    nibbles_read(high + 4, 16, u->q);
-    for (int i = 0; i < 32; i++) u->q[i] |= (uint8_t)((high[i / 8] >> (i % 8) & 1) << 4);
-}
-
-static void q8_0_read(const uint8_t *b, struct quant_block *u)
-{
-    u->d = load_u16(b);
-    memcpy(u->q, b + 2, 32);
+    memcpy(u->q, b + 2, sizeof u->q);
 }
 
 /* Sub-block j of a Q4_K or Q5_K super-block; the formulas are those of base/dtype.c's decoder. */
-static void k45_read(const uint8_t *b, int bits, int j, struct quant_block *u)
+INLINE void k45_read(const uint8_t *b, int bits, int j, struct quant_block *u)
 {
     const uint8_t *s = b + 4, *high = b + 16, *q = b + (bits == 5 ? 48 : 16) + j / 2 * 32;
     u->d = load_u16(b);
     u->min = load_u16(b + 2) ^ 0x8000;
     u->scale[0] = j < 4 ? s[j] & 63 : (uint8_t)((s[j + 4] & 0xF) | s[j - 4] >> 6 << 4);
     u->scale[1] = j < 4 ? s[j + 4] & 63 : (uint8_t)(s[j + 4] >> 4 | s[j] >> 6 << 4);
-    for (int i = 0; i < 32; i++) {
-        u->q[i] = q[i] >> (j % 2 * 4) & 0xF;
-        if (bits == 5) u->q[i] |= (uint8_t)((high[i] >> j & 1) << 4);
+    for (int g = 0; g < 8; g++) {
+        u->q[g] = load_u32(q + 4 * g) >> (j % 2 * 4) & NIBBLES;
+        if (bits == 5) u->q[g] |= (load_u32(high + 4 * g) >> j & ONE_BITS) << 4;
     }
 }
 
-static void q6_k_read(const uint8_t *b, int j, struct quant_block *u)
+INLINE void q6_k_read(const uint8_t *b, int j, struct quant_block *u)
 {
     int half = j / 4, run = j % 4;
     const uint8_t *low = b + half * 64 + run % 2 * 32, *high = b + 128 + half * 32;
     u->d = load_u16(b + 208);
     memcpy(u->scale, b + 192 + 2 * j, 2);
-    for (int i = 0; i < 32; i++)
-        u->q[i] = (uint8_t)((low[i] >> (run / 2 * 4) & 0xF) | (high[i] >> (run * 2) & 3) << 4);
+    for (int g = 0; g < 8; g++)
+        u->q[g] = (load_u32(low + 4 * g) >> (run / 2 * 4) & NIBBLES) |
+                  (load_u32(high + 4 * g) >> (run * 2) & TWO_BITS) << 4;
 }
 
-/* Block `block` (of 32) of a row. */
-static void quant_block_read(enum dtype type, const uint8_t *row, size_t block, struct quant_block *u)
+/* Block `block` (of 32) of a row, whose type has blocks of `stride` bytes. */
+INLINE void quant_block_read(enum dtype type, size_t stride, const uint8_t *row, size_t block,
+                             struct quant_block *u)
 {
-    size_t stride = dtype_block_bytes(type);
     const uint8_t *super = row + block / PANEL_SUPER * stride;
     int j = (int)(block % PANEL_SUPER);
     switch (type) {
@@ -98,22 +109,22 @@ static void quant_block_read(enum dtype type, const uint8_t *row, size_t block, 
     }
 }
 
-/* Puts the quants of output r where the layout has them; dst is zeroed. */
-static void quants_place(struct panel_format f, const uint8_t *q, int r, uint8_t *dst)
+/* Puts the quants of output r where the layout has them. */
+INLINE void quants_place(struct panel_format f, const uint32_t *q, int r, uint8_t *dst)
 {
-    for (int k = 0; k < PANEL_BLOCK; k++) {
-        int g = k / 4, at = r * 4 + k % 4;
-        if (f.bits == 8) {
-            dst[g * 64 + at] = q[k];
-            continue;
-        }
-        dst[g % 4 * 64 + at] |= (uint8_t)((q[k] & 0xF) << (g / 4 * 4));
-        if (f.bits == 5) dst[256 + at] |= (uint8_t)(q[k] >> 4 << g);
-        if (f.bits == 6) dst[256 + g / 4 * 64 + at] |= (uint8_t)(q[k] >> 4 << (g % 4 * 2));
+    uint32_t top[2] = {0};
+    for (int g = 0; g < 8; g++) {
+        if (f.bits == 5) top[0] |= (q[g] >> 4 & ONE_BITS) << g;
+        if (f.bits == 6) top[g / 4] |= (q[g] >> 4 & TWO_BITS) << (g % 4 * 2);
     }
+    for (int l = 0; l < (f.bits == 8 ? 8 : 4); l++) {
+        uint32_t line = f.bits == 8 ? q[l] : (q[l] & NIBBLES) | (q[l + 4] & NIBBLES) << 4;
+        memcpy(dst + l * 64 + r * 4, &line, 4);
+    }
+    for (int l = 0; f.bits != 8 && l < f.bits - 4; l++) memcpy(dst + 256 + l * 64 + r * 4, &top[l], 4);
 }
 
-static void block_place(struct panel_format f, const struct quant_block *u, int r, uint8_t *head,
+INLINE void block_place(struct panel_format f, const struct quant_block *u, int r, uint8_t *head,
                         uint8_t *dst)
 {
     uint8_t *f16 = f.super ? head : dst;
@@ -133,32 +144,47 @@ size_t panel_weight_bytes(enum dtype type, size_t outputs, size_t inputs)
     return size_mul(panels, panel_bytes(format_of(type), inputs));
 }
 
-static void panel_pack(struct panel_format f, const struct matrix *m, size_t first, uint8_t *dst)
+/* type and f are constants, so that this is made anew for each of them. */
+INLINE void panel_pack(enum dtype type, struct panel_format f, const struct matrix *m, size_t first,
+                       uint8_t *dst)
 {
-    size_t row_bytes = dtype_row_bytes(m->type, m->cols), bytes = panel_bytes(f, m->cols);
+    size_t stride = dtype_block_bytes(type), row_bytes = dtype_row_bytes(type, m->cols);
     int rows = m->rows - first < PANEL_OUTPUTS ? (int)(m->rows - first) : PANEL_OUTPUTS;
-    memset(dst, 0, bytes);
+    if (rows < PANEL_OUTPUTS) memset(dst, 0, panel_bytes(f, m->cols));
+    uint8_t *head = dst;
     for (size_t b = 0; b < m->cols / PANEL_BLOCK; b++) {
-        uint8_t *head = dst;
-        if (b % panel_super_blocks(f) == 0)
+        if (b % panel_super_blocks(f) == 0) {
+            head = dst;
             dst += panel_head_bytes(f);
-        else
-            head -= b % PANEL_SUPER * panel_block_bytes(f) + panel_head_bytes(f);
-        for (int r = 0; r < rows; r++) {
+        }
+        const uint8_t *row = (const uint8_t *)m->data + first * row_bytes;
+        for (int r = 0; r < rows; r++, row += row_bytes) {
             struct quant_block u;
-            quant_block_read(m->type, (const uint8_t *)m->data + (first + (size_t)r) * row_bytes, b, &u);
+            quant_block_read(type, stride, row, b, &u);
             block_place(f, &u, r, head, dst);
         }
         dst += panel_block_bytes(f);
     }
 }
 
+#define X(type, ...)                                                                  \
+    static void pack_##type(const struct matrix *m, size_t first, uint8_t *dst)       \
+    {                                                                                 \
+        panel_pack(DTYPE_##type, PANEL_##type, m, first, dst);                        \
+    }
+PANEL_FORMATS(X)
+#undef X
+
 void panel_weight_pack(void *dst, const struct matrix *m, size_t begin, size_t end)
 {
-    struct panel_format f = format_of(m->type);
-    size_t bytes = panel_bytes(f, m->cols);
+    static void (*const pack[DTYPE_COUNT])(const struct matrix *, size_t, uint8_t *) = {
+#define X(type, ...) [DTYPE_##type] = pack_##type,
+        PANEL_FORMATS(X)
+#undef X
+    };
+    size_t bytes = panel_bytes(format_of(m->type), m->cols);
     for (size_t first = begin; first < end; first += PANEL_OUTPUTS)
-        panel_pack(f, m, first, (uint8_t *)dst + first / PANEL_OUTPUTS * bytes);
+        pack[m->type](m, first, (uint8_t *)dst + first / PANEL_OUTPUTS * bytes);
 }
 
 size_t panel_act_bytes(int rows, size_t inputs)

@@ -26,6 +26,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
+#define PANEL_LAYOUT  "panel 1" /* of weights; numbered anew when they change */
 #define PANEL_OUTPUTS 16
 #define PANEL_BLOCK   32
 #define PANEL_SUPER   8 /* blocks of a K-quant's super-block */

@@ -4,7 +4,6 @@
 
 #include <immintrin.h>
 
-#define INLINE  static inline __attribute__((always_inline))
 #define UNROLL  _Pragma("GCC unroll 8")
 #define VECTORS 2 /* of 8 outputs in a panel */
 
@@ -79,6 +78,7 @@ static void multiply(const void *w, enum dtype type, const void *act, size_t inp
 }
 
 static const struct cpu_product product = {
+    .layout = FLOAT_PANEL_LAYOUT,
     .panel_outputs = PANEL_OUTPUTS,
     .tile_rows = TILE_ROWS,
     .weight_bytes = float_weight_bytes,

@@ -133,6 +133,7 @@ static void multiply(const void *w, enum dtype type, const void *act, size_t inp
 }
 
 static const struct cpu_product product = {
+    .layout = PANEL_LAYOUT,
     .panel_outputs = PANEL_OUTPUTS,
     .tile_rows = TILE_ROWS,
     .weight_bytes = panel_weight_bytes,

@@ -26,7 +26,8 @@ struct cpu_weight {
     struct weight base;
     struct matrix file;
     const struct cpu_product *product; /* may be of a lower level than the device's */
-    void *packed;                      /* owned; NULL where the file's rows are used in place */
+    const void *packed;                /* NULL where the file's rows are used in place */
+    void *owned;                       /* packed, where this weight made it; else NULL */
 };
 
 /* Everything ops need beyond their arguments, carved from one block by cpu_reserve. */
@@ -84,6 +85,11 @@ void cpu_scratch_release(struct cpu_device *d);
 
 enum status cpu_weight_pack(struct device *device, const struct matrix *m, struct weight **out);
 void cpu_weight_free(struct device *device, struct weight *w);
+enum status cpu_weight_layout(struct device *device, const struct matrix *m, const char **name, size_t *bytes);
+void cpu_weight_fill(struct device *device, const struct matrix *m, void *packed, size_t begin, size_t end);
+bool cpu_weight_filled(struct device *device, const struct matrix *m, const void *packed, size_t row);
+enum status cpu_weight_open(struct device *device, const struct matrix *m, const void *packed,
+                            struct weight **out);
 
 void cpu_site_group(struct device *device, const struct site_group_args *a);
 void cpu_logits(struct device *device, const struct logits_args *a);

@@ -20,13 +20,16 @@
 /* The product y = W x for one weight type: how weights and activations are laid out, and the
  * multiplication itself. */
 struct cpu_product {
+    /* The name of the packed weights' layout: changed whenever their bytes do, since they are kept on disk. */
+    const char *layout;
     /* Output columns are shared out between threads in multiples of this, a power of two. */
     int panel_outputs;
     /* Activation rows are packed in tiles of this many, a power of two: products of a group that pack
      * differently are given the same split of rows. */
     int tile_rows;
 
-    /* Bytes of a packed weight, or 0: the file's rows are used in place. SIZE_MAX if the shape
+    /* Bytes of a packed weight, or 0: the file's rows are used in place. Panels follow one another, all of
+     * one size, each made of its own outputs only (a last one may lack some). SIZE_MAX if the shape
      * is not one this product takes (the next lower table's product is used then). */
     size_t (*weight_bytes)(enum dtype type, size_t outputs, size_t inputs);
     /* Packs outputs [begin, end) (multiples of panel_outputs, or the end) into dst, which is the start of the

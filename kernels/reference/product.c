@@ -75,6 +75,7 @@ static void multiply(const void *w, enum dtype type, const void *act, size_t inp
 }
 
 const struct cpu_product ref_product = {
+    .layout = "in place",
     .panel_outputs = 1,
     .tile_rows = TILE_ROWS,
     .weight_bytes = weight_bytes,

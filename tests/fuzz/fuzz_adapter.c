@@ -60,7 +60,7 @@ static struct adapter_files files_read(const struct origin *o)
     f.config = one_file ? calloc(1, 1) : fixture_read(config.text, &f.config_size);
     if (one_file) f.config_size = 0;
     f.tensors = fixture_read(tensors.text, &f.tensors_size);
-    if (model_open(model_path.text, device, NULL, NULL, &f.model, &err)) {
+    if (model_open(&(struct model_config){.path = model_path.text, .device = device}, &f.model, &err)) {
         fprintf(stderr, "%s\n", err.message);
         exit(2);
     }

@@ -9,6 +9,13 @@
 enum status teacher_open(const char *model_path, struct device *device, int tokens_max, enum dtype kv_type,
                          struct teacher *out, struct error *err)
 {
+    return teacher_open_as(&(struct model_config){.path = model_path, .device = device}, tokens_max, kv_type, out,
+                           err);
+}
+
+enum status teacher_open_as(const struct model_config *model, int tokens_max, enum dtype kv_type,
+                            struct teacher *out, struct error *err)
+{
     struct teacher t = {.tokens_max = tokens_max};
     int pages = (tokens_max + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
     struct forward_config config = {.rows = tokens_max,
@@ -20,7 +27,7 @@ enum status teacher_open(const char *model_path, struct device *device, int toke
     t.rows = malloc((size_t)tokens_max * sizeof *t.rows);
     t.tokens = malloc((size_t)tokens_max * sizeof *t.tokens);
     enum status st = t.pages && t.rows && t.tokens ? ST_OK : ST_NOMEM;
-    if (!st) st = model_open(model_path, device, NULL, NULL, &t.model, err);
+    if (!st) st = model_open(model, &t.model, err);
     if (!st) st = forward_open(t.model, &config, &t.forward, err);
     if (st) {
         teacher_close(&t);

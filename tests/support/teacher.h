@@ -20,6 +20,9 @@ struct teacher {
  * DTYPE_F32 for comparisons with fp32 implementations. */
 NODISCARD enum status teacher_open(const char *model_path, struct device *device, int tokens_max,
                                    enum dtype kv_type, struct teacher *out, struct error *err);
+/* The same of a model opened in another way. */
+NODISCARD enum status teacher_open_as(const struct model_config *model, int tokens_max, enum dtype kv_type,
+                                      struct teacher *out, struct error *err);
 void teacher_close(struct teacher *t);
 
 /* What adapters of a model must fit. */

@@ -1,6 +1,8 @@
 /* The CPU device's other ops: embedding, norm, rotation, paged attention and logits, against double
  * precision; weights of every type; and packing while ops run. */
 #include "kernels/device.h"
+
+#include "base/memory.h"
 #include "tests/support/sites.h"
 
 #include <float.h>
@@ -92,6 +94,42 @@ static void shapes_that_cannot_be_are_refused(void **state)
 static const enum dtype types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0,
                                    DTYPE_Q5_1, DTYPE_Q8_0, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
 #define TYPE_COUNT ((int)(sizeof types / sizeof *types))
+
+/* Packed in parts or at once, by any number of threads: the same bytes, in which a changed one is noticed. */
+static void weights_may_be_packed_in_parts(void **state)
+{
+    (void)state;
+    enum { ROWS = 200, COLS = 512 };
+    struct device *d = device_open(CPU_LEVEL_BEST, 3, COLS);
+    struct test_random random = {6};
+    for (int t = 0; t < TYPE_COUNT; t++) {
+        struct matrix m = {types[t], ROWS, COLS, NULL};
+        size_t bytes, file_bytes = ROWS * dtype_row_bytes(types[t], COLS);
+        const char *name = NULL;
+        assert_int_equal(d->ops->weight_layout(d, &m, &name, &bytes), ST_OK);
+        assert_true(name && *name);
+        if (!bytes) continue;
+        void *data = malloc(file_bytes);
+        random_bytes(&random, data, file_bytes);
+        m.data = data;
+        unsigned char *whole = aligned_alloc(64, size_round_up(bytes, 64)), *parts = calloc(1, bytes + 64);
+        unsigned char *aligned = (unsigned char *)size_round_up((uintptr_t)parts, 64);
+        d->ops->weight_fill(d, &m, whole, 0, ROWS);
+        d->ops->weight_fill(d, &m, aligned, 2 * WEIGHT_FILL_ROWS, ROWS);
+        d->ops->weight_fill(d, &m, aligned, 0, 2 * WEIGHT_FILL_ROWS);
+        assert_memory_equal(whole, aligned, bytes);
+        for (size_t row = 0; row < ROWS; row += 33) assert_true(d->ops->weight_filled(d, &m, whole, row));
+        whole[bytes - 1] ^= 1;
+        assert_false(d->ops->weight_filled(d, &m, whole, ROWS - 1));
+        assert_true(d->ops->weight_filled(d, &m, whole, 0));
+        whole[0] ^= 1;
+        assert_false(d->ops->weight_filled(d, &m, whole, 0));
+        free(data);
+        free(whole);
+        free(parts);
+    }
+    d->ops->close(d);
+}
 
 static void embedding_is_exact(void **state)
 {
@@ -466,6 +504,7 @@ int main(void)
         cmocka_unit_test(levels_have_names),
         cmocka_unit_test(memory_is_zeroed_and_aligned),
         cmocka_unit_test(shapes_that_cannot_be_are_refused),
+        cmocka_unit_test(weights_may_be_packed_in_parts),
         cmocka_unit_test(embedding_is_exact),
         cmocka_unit_test(logits_are_normed_rows_times_the_head),
         cmocka_unit_test(rmsnorm_matches_and_may_be_in_place),

@@ -101,7 +101,7 @@ static enum status open_changed(struct stage *s, const struct change *c, struct 
     gguf_finish(&w, &bytes);
     assert_int_equal(file_replace(s->file.text, bytes.data, bytes.size, NULL), ST_OK);
     strbuf_release(&bytes);
-    return model_open(s->file.text, s->device, NULL, NULL, out, err);
+    return model_open(&(struct model_config){.path = s->file.text, .device = s->device}, out, err);
 }
 
 static void refuse(struct stage *s, struct change c, enum status st, const char *word)
@@ -213,7 +213,7 @@ static void test_missing_file(void **state)
     struct stage *s = *state;
     struct model *m;
     struct error err = {0};
-    assert_refused(model_open("/no/such/model.gguf", s->device, NULL, NULL, &m, &err), ST_NOT_FOUND,
+    assert_refused(model_open(&(struct model_config){.path = "/no/such/model.gguf", .device = s->device}, &m, &err), ST_NOT_FOUND,
                    err, "/no/such/model.gguf");
 }
 
@@ -289,9 +289,11 @@ static void test_progress(void **state)
     struct stage *s = *state;
     struct model *m;
     struct progress p = {0};
+    struct model_config config = {
+        .path = s->file.text, .device = s->device, .on_progress = on_progress, .progress_ctx = &p};
     assert_int_equal(open_changed(s, &(struct change){0}, &m, NULL), ST_OK);
     model_close(m);
-    assert_int_equal(model_open(s->file.text, s->device, on_progress, &p, &m, NULL), ST_OK);
+    assert_int_equal(model_open(&config, &m, NULL), ST_OK);
     assert_true(p.calls > LAYERS && !p.backwards && p.last == 1);
     model_close(m);
 }

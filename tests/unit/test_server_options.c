@@ -73,6 +73,41 @@ static void flags_fill_the_configuration(void **state)
     config_release(&c);
 }
 
+static void packed_weights_have_their_places(void **state)
+{
+    (void)state;
+    struct config c;
+    char *cache = getenv("XDG_CACHE_HOME") ? strdup(getenv("XDG_CACHE_HOME")) : NULL;
+    setenv("XDG_CACHE_HOME", "/c", 1);
+    assert_int_equal(config_read(COMMAND_GENERATE, ARGS("--model", "/no/x.gguf"), &c, NULL), ST_OK);
+    assert_string_equal(c.pack_path[0], "/no/x.gguf.pack");
+    char *in_cache = strdup(c.pack_path[1]);
+    config_release(&c);
+    const char *begin = "/c/medley/packs/x.gguf-", *end = ".pack";
+    assert_int_equal(strlen(in_cache), strlen(begin) + 16 + strlen(end));
+    assert_memory_equal(in_cache, begin, strlen(begin));
+    assert_string_equal(in_cache + strlen(begin) + 16, end);
+
+    /* A model of the same name elsewhere has another file; "off" has none; a folder that is named is the only one. */
+    assert_int_equal(config_read(COMMAND_SERVE, ARGS("--model", "/any/x.gguf", "--data", "d"), &c, NULL), ST_OK);
+    assert_string_not_equal(c.pack_path[1], in_cache);
+    config_release(&c);
+    assert_int_equal(config_read(COMMAND_GENERATE, ARGS("--model", "x.gguf", "--pack-cache", "off"), &c, NULL), ST_OK);
+    assert_null(c.pack_path[0]);
+    config_release(&c);
+    assert_int_equal(config_read(COMMAND_GENERATE, ARGS("--model", "/no/x.gguf", "--pack-cache", "/p"), &c, NULL), ST_OK);
+    assert_memory_equal(c.pack_path[0], "/p/x.gguf-", 10);
+    assert_string_equal(c.pack_path[0] + 3, in_cache + strlen("/c/medley/packs/"));
+    assert_null(c.pack_path[1]);
+    config_release(&c);
+    if (cache)
+        setenv("XDG_CACHE_HOME", cache, 1);
+    else
+        unsetenv("XDG_CACHE_HOME");
+    free(cache);
+    free(in_cache);
+}
+
 static void must_refuse(int argc, char **argv, const char *says)
 {
     struct config c;
@@ -176,6 +211,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes_have_units),
         cmocka_unit_test(flags_fill_the_configuration),
+        cmocka_unit_test(packed_weights_have_their_places),
         cmocka_unit_test(wrong_flags_explain_themselves),
         cmocka_unit_test(the_file_fills_what_flags_left),
         cmocka_unit_test(addresses),

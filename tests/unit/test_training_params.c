@@ -25,7 +25,8 @@ static struct opened opened_at(const char *model, const char *adapter)
 {
     struct opened o = {.device = rig_device(CPU_LEVEL_BEST, 1)};
     struct test_path path = fixture_path(model);
-    assert_int_equal(model_open(path.text, o.device, NULL, NULL, &o.model, NULL), ST_OK);
+    struct model_config config = {.path = path.text, .device = o.device};
+    assert_int_equal(model_open(&config, &o.model, NULL), ST_OK);
     o.base = adapter_base_of(o.model);
     assert_int_equal(package_map_path(fixture_path(adapter).text, &o.package, NULL), ST_OK);
     assert_int_equal(adapter_read(o.package.config.data, o.package.config.size, o.package.tensors.data,
