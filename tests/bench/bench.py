@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Prefill and decode speed of Medley beside llama.cpp, on the same file, in the same run.
+"""Speed of Medley beside llama.cpp, on the same files, in the same run.
 
-Every measurement is taken --rounds times, ours and the peer's by turns, and the medians are printed with their
-ratio: on a shared machine single figures move by half, ratios much less. The roof of decoding one sequence is
-the measured memory bandwidth over the bytes of the model.
+Every figure is the median of --rounds measurements, ours and the peer's by turns; rows of a group take turns as well.
+On a shared machine single figures move by half, ratios much less. A row that fails prints its error, and the others
+go on. With the default rounds it takes about twelve minutes on two cores; progress goes to standard error.
 
-usage: bench.py [--model FILE] [--threads N] [--rounds N] [--only TEXT] [--write FILE.md]
+usage: bench.py [--threads N] [--rounds N] [--only TEXT] [--list] [--write FILE.md]
 """
 
 import argparse
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -17,136 +18,183 @@ import tempfile
 import time
 from pathlib import Path
 
-from peer import Peer, write_lora
+import accuracy
+import models
+from engines import ROOT, Fleet
+from rows import Roofs, makers
 
-ROOT = Path(__file__).resolve().parents[2]
-CACHE = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-MODEL = os.environ.get("MEDLEY_TEST_MODEL", f"{CACHE}/medley/models/SmolLM2-135M-Instruct.Q4_1.gguf")
-DECODE_LENGTH, DECODE_TOKENS = 128, 64
-LORA_RANK, ADAPTERS_MAX = 16, 8
-PAUSE_S = 0.2  # lets the other side's waiting threads go to sleep
-
-# (what, sequences, prompt length, kind of adapters, how many)
-CASES = [("prefill", batch, length, kind, adapters)
-         for batch, length in ((1, 512), (8, 128), (32, 128))
-         for kind, adapters in (("none", 0), ("lora", 1), ("lora", 8), ("moe", 1), ("moe", 8))
-         if adapters <= batch]
-CASES += [("decode", batch, DECODE_LENGTH, kind, adapters)
-          for batch in (1, 8, 32)
-          for kind, adapters in (("none", 0), ("lora", 1), ("lora", 8), ("moe", 1), ("moe", 8))
-          if adapters <= batch]
-NAMES = {"none": "no adapter", "lora": "LoRA r16", "moe": "MoELoRA 8 x r4, top 2"}
+PAUSE_S = 0.15  # lets the other side's waiting threads go to sleep
+HEAD = ["| what | weights | Medley | llama.cpp | | times better | of the roof | kept of its base | llama.cpp keeps |",
+        "|---|---|---|---|---|---|---|---|---|"]
+STARTED = time.monotonic()
 
 
-class Ours:
-    """tests/bench/bench_engine in a process of its own."""
-
-    def __init__(self, model, threads):
-        self.process = subprocess.Popen([str(ROOT / "build/tests/bench/bench_engine"), str(model), str(threads)],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.device = self.process.stdout.readline().strip()
-
-    def ask(self, *words):
-        self.process.stdin.write(" ".join(map(str, words)) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("bench_engine ended; what it said is above")
-        return float(line)
-
-    def measure(self, what, sequences, length, kind, adapters):
-        tokens = [DECODE_TOKENS] if what == "decode" else []
-        return self.ask(what, sequences, length, *tokens, kind, adapters)
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+def tell(text):
+    minutes, seconds = divmod(int(time.monotonic() - STARTED), 60)
+    print(f"bench {minutes:2d}:{seconds:02d}  {text}", file=sys.stderr, flush=True)
 
 
-def measure_peer(peer, what, sequences, length, kind, adapters):
-    """None where llama.cpp has nothing to compare: it has no routed adapters."""
-    if kind == "moe":
-        return None
-    if what == "prefill":
-        return peer.prefill(sequences, length, adapters)
-    return peer.decode(sequences, length, DECODE_TOKENS, adapters)
+def machine():
+    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+               platform.machine())
+    return f"{cpu}, {len(os.sched_getaffinity(0))} cores"
 
 
-def medians(ours, peer, case, rounds):
-    own, other = [], []
-    for _ in range(rounds):
-        own.append(ours.measure(*case))
-        time.sleep(PAUSE_S)
-        value = measure_peer(peer, *case)
-        if value is not None:
-            other.append(value)
-            time.sleep(PAUSE_S)
-    return statistics.median(own), statistics.median(other) if other else None
+def roofs(threads):
+    """(lines for people, Roofs)"""
+    done = subprocess.run([str(ROOT / "build/tests/bench/bench_machine"), str(threads)], stdout=subprocess.PIPE,
+                          text=True, check=True)
+    one, all_, fp32, int8 = map(float, done.stdout.split())
+    lines = ["| limit of this machine, in this run | |", "|---|---|",
+             f"| memory read, 1 thread | {one / 1e9:.1f} GB/s |",
+             f"| memory read, {threads} threads | {all_ / 1e9:.1f} GB/s |",
+             f"| fp32, fused multiply-adds, {threads} threads | {fp32 / 1e9:.0f} G/s |",
+             f"| int8, multiply-adds, {threads} threads | {int8 / 1e9:.0f} G/s |"]
+    return lines, Roofs(all_, fp32, int8)
 
 
-def describe(case):
-    what, sequences, length, kind, adapters = case
-    shape = f"{sequences} x {length} tokens" if what == "prefill" else f"batch {sequences}"
-    who = NAMES[kind] if adapters < 2 else f"{NAMES[kind]}, {adapters} different"
-    return f"{what} | {shape} | {who}"
+# ---------------------------------------------------------------- rows
+
+def measure(group, rounds):
+    """Fills the rows' values. A row that fails is left out from then on; its error comes back by row."""
+    failed = {}
+    for i in range(min(rounds, group.rounds_max)):
+        tell(f"{group.name}, round {i + 1} of {min(rounds, group.rounds_max)}")
+        for row in group.rows:
+            if id(row) in failed:
+                continue
+            try:
+                row.own_values.append(row.own())
+                time.sleep(PAUSE_S)
+                if row.peer:
+                    row.peer_values.append(row.peer())
+                    time.sleep(PAUSE_S)
+            except Exception as e:  # whatever it is, the other rows go on
+                failed[id(row)] = f"{type(e).__name__}: {e}"
+                tell(f"{row.what}: {failed[id(row)]}")
+                group.drop_dead()
+    return failed
 
 
-def row_of(case, own, other, base):
-    ratio = f"{own / other:.2f}" if other else ""
-    return f"| {describe(case)} | {own:.0f} | {f'{other:.0f}' if other else 'cannot'} | {ratio} | {own / base:.2f} |"
+def number(value):
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def run(options):
+def kept(values, base):
+    return f"{statistics.median(values) / statistics.median(base):.2f}" if values and base else ""
+
+
+def line_of(row, limits):
+    own = statistics.median(row.own_values)
+    peer = statistics.median(row.peer_values) if row.peer_values else None
+    better = (peer / own if row.less_is_better else own / peer) if peer else None
+    cells = [row.what, row.model, number(own), number(peer) if peer else "", row.unit,
+             f"{better:.2f}" if better else "",
+             f"{100 * own / row.roof(limits):.0f} %" if row.roof and limits else "",
+             kept(row.own_values, row.base.own_values) if row.base else "",
+             kept(row.peer_values, row.base.peer_values) if row.base else ""]
+    return f"| {' | '.join(cells)} |"
+
+
+def run_group(fleet, make, rounds, limits):
+    group = make()
+    group.drop_dead = lambda: fleet.close(lambda model, process: process.dead)
+    failed = measure(group, rounds)
+    lines = []
+    for row in group.rows:
+        try:
+            lines.append(f"| {row.what} | {row.model} | failed: {failed[id(row)]} | | | | | | |" if id(row) in failed
+                         else line_of(row, limits))
+        except Exception as e:
+            lines.append(f"| {row.what} | {row.model} | failed: {type(e).__name__}: {e} | | | | | | |")
+    return group, lines
+
+
+def run_speed(fleet, chosen, rounds, limits, out):
+    out(HEAD)
+    for i, (name, make) in enumerate(chosen):
+        tell(f"group {i + 1} of {len(chosen)}: {name}")
+        try:
+            group, lines = run_group(fleet, make, rounds, limits)
+        except Exception as e:
+            group, lines = None, [f"| {name} | | failed: {type(e).__name__}: {e} | | | | | | |"]
+        out(lines)
+        if group:
+            fleet.close(lambda model, process: model in group.models and "1B" in group.name)
+
+
+# ---------------------------------------------------------------- the rest
+
+def run_accuracy(fleet, out):
+    out(["", f"Error against fp32, over {accuracy.TOKENS} tokens of `docs/{accuracy.TEXT.name}`:", "", *accuracy.HEAD])
+    for kind in models.TYPES:
+        tell(f"accuracy {kind}")
+        try:
+            out([accuracy.row(fleet, kind)])
+        except Exception as e:
+            out([f"| {kind} | failed: {type(e).__name__}: {e} | | | | | | |"])
+
+
+def run_start(out):
+    tell("start")
+    script = Path(__file__).parent / "startup.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    said = done.stdout.strip() if done.returncode == 0 else f"failed: {done.stderr.strip()[-300:]}"
+    out(["", "From the start of the process to the first token:", "", said])
+
+
+def run(options, out):
     if os.getloadavg()[0] > 0.5:
-        print(f"bench: the load average is {os.getloadavg()[0]:.1f}: figures mean little beside other work",
-              file=sys.stderr)
-    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    ours, peer = Ours(options.model, options.threads), Peer(options.model, options.threads)
+        tell(f"the load average is {os.getloadavg()[0]:.1f}: figures mean little beside other work")
+    limits = None
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(ADAPTERS_MAX):
-            path = Path(folder) / f"lora{i}.gguf"
-            write_lora(path, peer.shape(), LORA_RANK, i)
-            peer.load_lora(path)
-    bandwidth, size = ours.ask("bandwidth"), os.path.getsize(options.model)
-    lines = [
-        f"{cpu}, {options.threads} threads, `{Path(options.model).name}`; ours: {ours.device}; load average "
-        f"{os.getloadavg()[0]:.1f} at the start; medians of {options.rounds}.", "",
-        f"Memory reads {bandwidth / 1e9:.1f} GB/s; the model is {size / 1e6:.0f} MB, so one sequence decodes "
-        f"{bandwidth / size:.0f} tokens/s at most.", "",
-        "| what | shape | adapters | Medley, tokens/s | llama.cpp, tokens/s | ratio | of our own without adapters |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines), flush=True)
-    base = {}
-    for case in CASES:
-        if options.only not in describe(case):
-            continue
-        own, other = medians(ours, peer, case, options.rounds)
-        lines.append(row_of(case, own, other, base.setdefault(case[:3], own)))
-        print(lines[-1], flush=True)
-    ours.close()
-    return lines
+        fleet = Fleet(options.threads, folder)
+        groups = makers(fleet)
+        chosen = [(name, make) for name, make in groups if options.only in name]
+        out([f"{machine()}, {options.threads} threads; load average {os.getloadavg()[0]:.1f} at the start; medians of "
+             f"{options.rounds} rounds.", ""])
+        try:
+            tell("the machine's limits")
+            lines, limits = roofs(options.threads)
+            out([*lines, ""])
+        except Exception as e:
+            out([f"The machine's limits could not be measured: {e}", ""])
+        try:
+            if chosen:
+                run_speed(fleet, chosen, options.rounds, limits, out)
+            if options.only in "accuracy":
+                run_accuracy(fleet, out)
+        finally:
+            fleet.close()
+    if options.only in "start":
+        run_start(out)
+    tell("done")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="only rows that contain this, for instance 'decode'")
-    parser.add_argument("--write", metavar="FILE", help="also write the table there, as Markdown")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only groups whose name contains this: see --list")
+    parser.add_argument("--list", action="store_true", help="print the groups' names")
+    parser.add_argument("--write", metavar="FILE", help="also write the tables there, as Markdown")
     options = parser.parse_args()
-    lines = run(options)
-    if options.write:
-        Path(options.write).write_text("# Speed beside llama.cpp\n\n" + "\n".join(lines) + "\n\n" + METHOD)
+    if options.list:
+        print("\n".join([name for name, _ in makers(None)] + ["accuracy", "start"]))
+        return 0
+    written = []
+
+    def out(lines):
+        print("\n".join(lines), flush=True)
+        written.extend(lines)
+        if options.write:  # after every group: what was measured stays if the run is cut short
+            Path(options.write).write_text("# Speed beside llama.cpp\n\n" + "\n".join(written) + "\n\n" + METHOD)
+
+    run(options, out)
     return 0
 
 
-METHOD = """How: `make bench`. Ours and the peer's measurements alternate in one run. Decoding starts from prompts of
-128 tokens and makes 64; ours counts whole engine steps with greedy sampling, the peer's the model alone. Adapters are on all
-seven projections. llama.cpp cannot put rows of different adapters into one batch, so it decodes them one adapter
-after the other, as its server does; it has no mixtures.
-"""
+METHOD = (Path(__file__).parent / "method.md").read_text()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-/* Measures the engine for bench.py: reads one job a line from standard input, answers one number a line.
+/* Measures the engine for bench.py: reads one job a line from standard input, answers numbers in one line.
  *
- *     prefill SEQUENCES LENGTH KIND ADAPTERS          prompt tokens a second
- *     decode SEQUENCES LENGTH TOKENS KIND ADAPTERS    generated tokens a second, while all sequences decode
- *     bandwidth                                       bytes a second read from memory by all threads
+ *     prefill SEQUENCES LENGTH KIND ADAPTERS          prompt tokens a second, of prompts never seen before
+ *     decode SEQUENCES LENGTH TOKENS KIND ADAPTERS    generated tokens a second, while all sequences decode, and the
+ *                                                     share of the steps' time outside the device's ops
+ *     logprobs TOKEN...                               log-probability of every token of a text but the first
  *
  * KIND is none, lora (rank 16 on all seven projections) or moe (8 experts of rank 4, the best two, likewise);
- * sequence i uses adapter i mod ADAPTERS. Weights of adapters are random: time does not depend on them.
+ * sequence i uses adapter i mod ADAPTERS. Weights of adapters are random: time does not depend on them. Prompts of
+ * decode are the same each time and come from the prefix cache but for the first.
  *
- *     bench_engine MODEL.gguf THREADS */
+ *     bench_engine MODEL.gguf THREADS [CPU-LEVEL] */
 #include "base/memory.h"
 #include "engine/engine.h"
 #include "kernels/device.h"
@@ -20,7 +22,8 @@
 
 #define SEQUENCES_MAX 32
 #define ADAPTERS_MAX  8
-#define PROMPT_MAX    1024
+#define PROMPT_MAX    8192
+#define LINE_BYTES    (16 * PROMPT_MAX)
 
 static double now(void)
 {
@@ -121,12 +124,13 @@ static struct lr_adapter *make_adapter(struct device *d, const struct model_shap
 struct bench {
     struct device *device;
     struct engine *engine;
-    int threads;
+    int texts; /* used so far */
     struct lr_adapter *adapters[KIND_COUNT][ADAPTERS_MAX]; /* made when first asked for */
 };
 
 struct job {
     int sequences, length, tokens, kind, adapters; /* kind -1: none */
+    int text;                                      /* other prompts for another number */
 };
 
 struct sequence {
@@ -168,9 +172,9 @@ static struct lr_member member_of(struct bench *b, const struct job *j, int sequ
 
 static void submit_all(struct bench *b, const struct job *j, struct run *run)
 {
-    int32_t prompt[PROMPT_MAX];
+    static int32_t prompt[PROMPT_MAX];
     for (int i = 0; i < j->sequences; i++) {
-        for (int t = 0; t < j->length; t++) prompt[t] = 1000 + (i * 131 + t * 37) % 20000;
+        for (int t = 0; t < j->length; t++) prompt[t] = 1000 + (j->text * 977 + i * 131 + t * 37) % 20000;
         struct lr_member member;
         struct engine_request request = {
             .prompt = prompt,
@@ -197,8 +201,32 @@ static void submit_all(struct bench *b, const struct job *j, struct run *run)
     }
 }
 
-/* The time from the submission to the last first token, and the rate while all sequences decode. */
-static void run_job(struct bench *b, const struct job *j, double *prefill_s, double *decode_rate)
+struct result {
+    double prefill_s;   /* from the submission to the last first token */
+    double decode_rate; /* tokens a second while all sequences decode */
+    double overhead;    /* share of the steps' time outside the device's ops */
+};
+
+static void wait_for_all(struct run *run)
+{
+    pthread_mutex_lock(&run->lock);
+    while (run->running > 0) pthread_cond_wait(&run->ended, &run->lock);
+    pthread_mutex_unlock(&run->lock);
+}
+
+static double decode_rate(const struct run *run, const struct job *j, double from)
+{
+    double to = 1e300;
+    for (int i = 0; i < j->sequences; i++)
+        if (run->sequences[i].last < to) to = run->sequences[i].last;
+    long tokens = 0;
+    for (int i = 0; i < j->sequences; i++)
+        for (int t = 0; t < j->tokens; t++)
+            tokens += run->sequences[i].times[t] > from && run->sequences[i].times[t] <= to;
+    return (double)tokens / (to - from);
+}
+
+static struct result run_job(struct bench *b, const struct job *j)
 {
     struct run run = {.running = j->sequences};
     pthread_mutex_init(&run.lock, NULL);
@@ -209,64 +237,68 @@ static void run_job(struct bench *b, const struct job *j, double *prefill_s, dou
         run.sequences[i] = (struct sequence){.run = &run, .times = times};
         if (j->kind >= 0) (void)member_of(b, j, i); /* made before the clock starts */
     }
-    double begin = now();
+    struct engine_stats before, after;
+    engine_stats(b->engine, &before);
+    double begin = now(), from = 0;
     submit_all(b, j, &run);
-    pthread_mutex_lock(&run.lock);
-    while (run.running > 0) pthread_cond_wait(&run.ended, &run.lock);
-    pthread_mutex_unlock(&run.lock);
+    wait_for_all(&run);
+    engine_stats(b->engine, &after);
 
-    double from = 0, to = 1e300;
-    for (int i = 0; i < j->sequences; i++) {
+    for (int i = 0; i < j->sequences; i++)
         if (run.sequences[i].first > from) from = run.sequences[i].first;
-        if (run.sequences[i].last < to) to = run.sequences[i].last;
-    }
-    long tokens = 0;
-    for (int i = 0; i < j->sequences; i++) {
-        for (int t = 0; t < j->tokens; t++)
-            tokens += run.sequences[i].times[t] > from && run.sequences[i].times[t] <= to;
-        free(run.sequences[i].times);
-    }
-    *prefill_s = from - begin;
-    *decode_rate = (double)tokens / (to - from);
+    struct result result = {
+        .prefill_s = from - begin,
+        .decode_rate = decode_rate(&run, j, from),
+        .overhead = (after.overhead_seconds - before.overhead_seconds) / (after.step_seconds - before.step_seconds),
+    };
+    for (int i = 0; i < j->sequences; i++) free(run.sequences[i].times);
     pthread_cond_destroy(&run.ended);
     pthread_mutex_destroy(&run.lock);
+    return result;
 }
 
-/* ------------------------------------------------------------------ memory bandwidth */
+/* ------------------------------------------------------------------ a text's log-probabilities */
 
-#define STREAM_BYTES ((size_t)256 << 20) /* of each thread: far beyond any cache */
+struct text_run {
+    pthread_mutex_t lock;
+    pthread_cond_t ended;
+    bool done;
+};
 
-static void *stream_memory(void *data)
+static void on_text_event(void *ctx, const struct engine_event *event)
 {
-    const uint64_t *p = data;
-    uint64_t sum[8] = {0};
-    for (size_t i = 0; i < STREAM_BYTES / sizeof *p; i += 8)
-        for (size_t lane = 0; lane < 8; lane++) sum[lane] += p[i + lane];
-    for (size_t lane = 1; lane < 8; lane++) sum[0] += sum[lane];
-    return (void *)(uintptr_t)sum[0]; /* so that the loop has a purpose */
+    struct text_run *run = ctx;
+    for (size_t i = 0; event->kind == EVENT_PROMPT && i < event->prompt_logprob_count; i++)
+        printf("%.7g ", (double)event->prompt_logprobs[i].logprob);
+    if (event->kind != EVENT_DONE) return;
+    if (event->finish != FINISH_LENGTH) stop("the text ended early", event->error);
+    pthread_mutex_lock(&run->lock);
+    run->done = true;
+    pthread_cond_signal(&run->ended);
+    pthread_mutex_unlock(&run->lock);
 }
 
-static double measure_bandwidth(int threads)
+static void print_logprobs(struct bench *b, const int32_t *token, size_t count)
 {
-    pthread_t thread[64];
-    void *data[64];
-    if (threads > 64) threads = 64;
-    for (int i = 0; i < threads; i++) {
-        data[i] = memory_alloc(STREAM_BYTES);
-        if (!data[i]) stop("no memory for the bandwidth test", NULL);
-        memset(data[i], i + 1, STREAM_BYTES);
-    }
-    double best = 1e300;
-    for (int round = 0; round < 5; round++) {
-        double begin = now();
-        for (int i = 0; i < threads; i++)
-            if (pthread_create(&thread[i], NULL, stream_memory, data[i])) stop("no threads", NULL);
-        for (int i = 0; i < threads; i++) pthread_join(thread[i], NULL);
-        double took = now() - begin;
-        if (took < best) best = took;
-    }
-    for (int i = 0; i < threads; i++) memory_free(data[i]);
-    return (double)STREAM_BYTES * threads / best;
+    struct text_run run = {.done = false};
+    pthread_mutex_init(&run.lock, NULL);
+    pthread_cond_init(&run.ended, NULL);
+    struct engine_request request = {
+        .prompt = token,
+        .prompt_count = count,
+        .sampling = {.top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = 0},
+        .on_event = on_text_event,
+        .ctx = &run,
+    };
+    uint64_t id;
+    struct error err;
+    if (engine_submit(b->engine, &request, &id, &err)) stop("cannot submit the text", &err);
+    pthread_mutex_lock(&run.lock);
+    while (!run.done) pthread_cond_wait(&run.ended, &run.lock);
+    pthread_mutex_unlock(&run.lock);
+    printf("\n");
+    pthread_cond_destroy(&run.ended);
+    pthread_mutex_destroy(&run.lock);
 }
 
 /* ------------------------------------------------------------------ the loop */
@@ -285,27 +317,35 @@ static bool job_valid(const struct job *j)
 }
 
 /* false: the line is not a job. */
-static bool answer(struct bench *b, const char *line, double *out)
+static bool answer(struct bench *b, const char *line)
 {
     struct job j = {.tokens = 1};
     char kind[16];
-    double prefill_s, decode_rate;
-    if (!strncmp(line, "bandwidth", 9)) {
-        *out = measure_bandwidth(b->threads);
-        return true;
-    }
     if (sscanf(line, "prefill %d %d %15s %d", &j.sequences, &j.length, kind, &j.adapters) == 4) {
         j.kind = kind_of(kind);
+        j.text = ++b->texts;
         if (!job_valid(&j)) return false;
-        run_job(b, &j, &prefill_s, &decode_rate);
-        *out = j.sequences * j.length / prefill_s;
+        printf("%.6g\n", j.sequences * j.length / run_job(b, &j).prefill_s);
         return true;
     }
     if (sscanf(line, "decode %d %d %d %15s %d", &j.sequences, &j.length, &j.tokens, kind, &j.adapters) == 5) {
         j.kind = kind_of(kind);
-        if (!job_valid(&j)) return false;
-        run_job(b, &j, &prefill_s, &decode_rate);
-        *out = decode_rate;
+        if (!job_valid(&j) || j.tokens < 2) return false;
+        struct result result = run_job(b, &j);
+        printf("%.6g %.6g\n", result.decode_rate, result.overhead);
+        return true;
+    }
+    if (!strncmp(line, "logprobs ", 9)) {
+        static int32_t token[PROMPT_MAX];
+        size_t count = 0;
+        char *end;
+        for (const char *at = line + 9; count < PROMPT_MAX; at = end) {
+            long value = strtol(at, &end, 10);
+            if (end == at) break;
+            token[count++] = (int32_t)value;
+        }
+        if (count < 2) return false;
+        print_logprobs(b, token, count);
         return true;
     }
     return false;
@@ -313,29 +353,27 @@ static bool answer(struct bench *b, const char *line, double *out)
 
 int main(int argc, char **argv)
 {
-    if (argc != 3) {
-        fputs("usage: bench_engine MODEL.gguf THREADS   (jobs on standard input)\n", stderr);
+    if (argc != 3 && argc != 4) {
+        fputs("usage: bench_engine MODEL.gguf THREADS [CPU-LEVEL]   (jobs on standard input)\n", stderr);
         return 2;
     }
     struct error err;
-    struct bench b = {.threads = atoi(argv[2])};
-    struct cpu_device_config device = {.level = CPU_LEVEL_BEST, .threads = b.threads};
+    struct bench b = {0};
+    struct cpu_device_config device = {.level = CPU_LEVEL_BEST, .threads = atoi(argv[2])};
+    if (argc == 4 && cpu_level_parse(argv[3], &device.level)) stop("no such CPU level", NULL);
     if (cpu_device_open(&device, &b.device, &err)) stop("device", &err);
     struct engine_config config = {.model_path = argv[1],
                                    .device = b.device,
                                    .max_batch = SEQUENCES_MAX,
                                    .prefill_chunk = 512,
-                                   .no_prefix_cache = true, /* rounds repeat their prompts */
                                    .kv_type = DTYPE_F16};
     if (engine_open(&config, &b.engine, &err)) stop("engine", &err);
     printf("%s\n", b.device->name);
     fflush(stdout);
 
-    char line[256];
+    static char line[LINE_BYTES];
     while (fgets(line, sizeof line, stdin)) {
-        double result;
-        if (!answer(&b, line, &result)) stop("not a job", NULL);
-        printf("%.6g\n", result);
+        if (!answer(&b, line)) stop("not a job", NULL);
         fflush(stdout);
     }
     engine_close(b.engine);
