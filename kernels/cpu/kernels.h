@@ -73,13 +73,16 @@ struct cpu_kernels {
                       size_t head_dim, float scale, int first_position, const int32_t *pages, const void *k,
                       const void *v, enum dtype type, size_t page_stride, float *scratch);
 
-    /* Low-rank products. z[i] = sum_k a[i, k] x[k] for n rows of a (stride d_in elements of
-     * `type`); each z[i] is summed in an order that depends on d_in only. */
-    void (*lr_shrink)(const void *a, enum dtype type, size_t d_in, int n, const float *x, float *z);
-    /* y[c] += sum_i z[i] bt[i, c] for c in [0, cols), i in order; rows of bt are bt_stride elements
-     * apart: B is kept transposed, by panels of columns (LR_PANEL as a rule). */
-    void (*lr_expand)(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
-                      float *y);
+    /* Low-rank products, of `rows` rows that share a matrix, which is read once for a few of them. What comes out for
+     * a row does not depend on the others.
+     * z[r][i] = sum_k a[i, k] x[r][k] for n rows of a (stride d_in elements of `type`); each is summed in an order
+     * that depends on d_in only. */
+    void (*lr_shrink)(const void *a, enum dtype type, size_t d_in, int n, int rows, const float *const *x,
+                      float *const *z);
+    /* y[r][at + c] += sum_i z[r][i] bt[i, c] for c in [0, cols), i in order; rows of bt are bt_stride
+     * elements apart: B is kept transposed, by panels of columns (LR_PANEL as a rule). */
+    void (*lr_expand)(const void *bt, enum dtype type, size_t bt_stride, int n, int rows, const float *const *z,
+                      size_t cols, float *const *y, size_t at);
 
     /* Training: what one thread does of the ops of kernels/grad.h. */
 

@@ -169,14 +169,32 @@ void cpu_lr_site_free(struct device *device, struct lr_site *s)
     memory_free(s);
 }
 
+/* --- records --- */
+
+static int32_t expert_at(const struct lr_record *r, int j)
+{
+    int32_t expert;
+    memcpy(&expert, r->data + j, sizeof expert);
+    return expert;
+}
+
+int lr_record_count(const struct lr_record *r)
+{
+    int count = 0;
+    while (count < r->chosen_max && expert_at(r, count) >= 0) count++;
+    return count;
+}
+
 /* --- the first half --- */
+
+static int router_rows(const struct lr_site *s) { return s->experts + (s->rule == GATE_ADA_THRESHOLD); }
 
 void lr_route(const struct cpu_kernels *k, const struct lr_site *site, const float *x, struct lr_choice *out)
 {
     const struct cpu_lr_site *s = (const struct cpu_lr_site *)site;
     float logits[LR_EXPERTS_MAX + 1];
-    int rows = site->experts + (site->rule == GATE_ADA_THRESHOLD);
-    if (s->router) k->lr_shrink(s->router, s->router_type, site->d_in, rows, x, logits);
+    float *z = logits;
+    if (s->router) k->lr_shrink(s->router, s->router_type, site->d_in, router_rows(site), 1, &x, &z);
     out->count = route_gates(site, logits, out->expert, out->gate);
 }
 
@@ -192,43 +210,128 @@ void lr_record_choose(const struct lr_record *r, const struct lr_choice *choice)
     if (choice->count < r->chosen_max) memcpy(r->data + choice->count, &end, sizeof end);
 }
 
+static const void *expert_a(const struct cpu_lr_site *s, size_t expert)
+{
+    size_t bytes = (size_t)s->base.rank * s->base.d_in * dtype_block_bytes(s->type);
+    return (const char *)s->a + (s->shared_a ? 0 : expert * bytes);
+}
+
+static void scale_z(float *z, const float *from, int rank, float factor)
+{
+    for (int i = 0; i < rank; i++) z[i] = from[i] * factor;
+}
+
 void lr_record_fill(const struct cpu_kernels *k, const struct lr_record *r, const struct lr_choice *choice,
                     float weight, const float *x, size_t x_step)
 {
     const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->site;
     int rank = r->site->rank;
-    size_t expert_bytes = (size_t)rank * r->site->d_in * dtype_block_bytes(s->type);
-    float shared[LR_RANK_MAX];
-    bool once = s->shared_a && x_step == 0;
-
     lr_record_choose(r, choice);
-    if (once && choice->count > 0) k->lr_shrink(s->a, s->type, r->site->d_in, rank, x, shared);
-
     float *z = r->data + r->chosen_max;
     for (int j = 0; j < choice->count; j++, z += rank, x += x_step) {
         size_t e = (size_t)choice->expert[j];
-        const char *a = (const char *)s->a + (s->shared_a ? 0 : e * expert_bytes);
-        if (!once) k->lr_shrink(a, s->type, r->site->d_in, rank, x, z);
-        float factor = choice->gate[j] * s->scale[e] * weight;
-        for (int i = 0; i < rank; i++) z[i] = (once ? shared[i] : z[i]) * factor;
+        k->lr_shrink(expert_a(s, e), s->type, r->site->d_in, rank, 1, &x, &z);
+        scale_z(z, z, rank, choice->gate[j] * s->scale[e] * weight);
+    }
+}
+
+static struct lr_record record_of(const struct lr_records *r, int row)
+{
+    struct lr_record record = r->first;
+    record.data += (size_t)row * r->stride;
+    return record;
+}
+
+static float *record_z(const struct lr_records *r, int row, int j)
+{
+    return r->first.data + (size_t)row * r->stride + r->first.chosen_max + (size_t)j * (size_t)r->first.site->rank;
+}
+
+/* Which rows chose each expert, and as which of their choices. */
+struct rows_by_expert {
+    int count[LR_EXPERTS_MAX];
+    uint8_t row[LR_EXPERTS_MAX][LR_ROWS], choice[LR_EXPERTS_MAX][LR_ROWS];
+};
+
+static void sort_by_expert(const struct lr_records *r, struct rows_by_expert *out)
+{
+    memset(out->count, 0, (size_t)r->first.site->experts * sizeof *out->count);
+    for (int i = 0; i < r->count; i++) {
+        struct lr_record record = record_of(r, i);
+        for (int j = 0, count = lr_record_count(&record); j < count; j++) {
+            int32_t e = expert_at(&record, j);
+            int at = out->count[e]++;
+            out->row[e][at] = (uint8_t)i;
+            out->choice[e][at] = (uint8_t)j;
+        }
+    }
+}
+
+/* z of every choice, unscaled: each expert's A is read once for the rows that chose it. */
+static void shrink_by_expert(const struct cpu_kernels *k, const struct lr_records *r, const float *x,
+                             size_t x_stride)
+{
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->first.site;
+    struct rows_by_expert by;
+    sort_by_expert(r, &by);
+    for (int e = 0; e < s->base.experts; e++) {
+        const float *from[LR_ROWS];
+        float *z[LR_ROWS];
+        for (int i = 0; i < by.count[e]; i++) {
+            from[i] = x + by.row[e][i] * x_stride;
+            z[i] = record_z(r, by.row[e][i], by.choice[e][i]);
+        }
+        if (by.count[e] > 0)
+            k->lr_shrink(expert_a(s, (size_t)e), s->type, s->base.d_in, s->base.rank, by.count[e], from, z);
+    }
+}
+
+/* The same where all experts have one A: into the z of each row's first choice, if it has one. */
+static void shrink_shared(const struct cpu_kernels *k, const struct lr_records *r, const float *x, size_t x_stride)
+{
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->first.site;
+    const float *from[LR_ROWS];
+    float *z[LR_ROWS];
+    int rows = 0;
+    for (int i = 0; i < r->count; i++) {
+        if (expert_at(&(struct lr_record){.data = r->first.data + (size_t)i * r->stride}, 0) < 0) continue;
+        from[rows] = x + (size_t)i * x_stride;
+        z[rows++] = record_z(r, i, 0);
+    }
+    k->lr_shrink(s->a, s->type, s->base.d_in, s->base.rank, rows, from, z);
+}
+
+void lr_records_fill(const struct cpu_kernels *k, const struct lr_records *r, float weight, const float *x,
+                     size_t x_stride)
+{
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->first.site;
+    const struct lr_site *site = r->first.site;
+    float logits[LR_ROWS][LR_EXPERTS_MAX + 1], *out[LR_ROWS];
+    const float *from[LR_ROWS];
+    CHECK(r->count <= LR_ROWS);
+    for (int i = 0; i < r->count; i++) {
+        from[i] = x + (size_t)i * x_stride;
+        out[i] = logits[i];
+    }
+    if (s->router)
+        k->lr_shrink(s->router, s->router_type, site->d_in, router_rows(site), r->count, from, out);
+    for (int i = 0; i < r->count; i++) {
+        struct lr_record record = record_of(r, i);
+        struct lr_choice choice;
+        choice.count = route_gates(site, logits[i], choice.expert, choice.gate);
+        lr_record_choose(&record, &choice);
+        memcpy(logits[i], choice.gate, (size_t)choice.count * sizeof *choice.gate); /* gates from here on */
+    }
+    (s->shared_a ? shrink_shared : shrink_by_expert)(k, r, x, x_stride);
+    for (int i = 0; i < r->count; i++) {
+        struct lr_record record = record_of(r, i);
+        for (int j = lr_record_count(&record) - 1; j >= 0; j--) /* the first last: it may be everyone's */
+            scale_z(record_z(r, i, j), record_z(r, i, s->shared_a ? 0 : j), site->rank,
+                    logits[i][j] * s->scale[expert_at(&record, j)] * weight);
     }
 }
 
 /* --- the second half --- */
-
-static int32_t expert_at(const struct lr_record *r, int j)
-{
-    int32_t expert;
-    memcpy(&expert, r->data + j, sizeof expert);
-    return expert;
-}
-
-int lr_record_count(const struct lr_record *r)
-{
-    int count = 0;
-    while (count < r->chosen_max && expert_at(r, count) >= 0) count++;
-    return count;
-}
 
 void lr_record_chosen(const struct lr_record *r, struct lr_choice *out)
 {
@@ -250,18 +353,46 @@ void lr_record_prefetch(const struct lr_record *r, size_t begin, size_t cols)
     }
 }
 
+/* What one expert adds to rows of y, panel by panel. */
+static void expand_rows(const struct cpu_kernels *k, const struct cpu_lr_site *s, size_t expert, int rows,
+                        const float *const *z, size_t begin, size_t cols, float *const *y)
+{
+    size_t elem = dtype_block_bytes(s->type);
+    for (size_t c = begin, n; c < begin + cols; c += n) {
+        size_t inside = c % LR_PANEL, left = begin + cols - c;
+        n = LR_PANEL - inside < left ? LR_PANEL - inside : left;
+        size_t offset = panel_offset(&s->base, expert, c / LR_PANEL) + inside;
+        k->lr_expand((const char *)s->b + offset * elem, s->type, LR_PANEL, s->base.rank, rows, z, n, y, c - begin);
+    }
+}
+
 void lr_record_apply(const struct cpu_kernels *k, const struct lr_record *r, int j, size_t begin, size_t cols,
                      float *y)
 {
     const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->site;
-    size_t elem = dtype_block_bytes(s->type), expert = (size_t)expert_at(r, j);
     const float *z = r->data + r->chosen_max + (size_t)j * (size_t)r->site->rank;
+    expand_rows(k, s, (size_t)expert_at(r, j), 1, &z, begin, cols, &y);
+}
 
-    for (size_t c = begin, n; c < begin + cols; c += n) {
-        size_t inside = c % LR_PANEL, left = begin + cols - c;
-        n = LR_PANEL - inside < left ? LR_PANEL - inside : left;
-        size_t offset = panel_offset(r->site, expert, c / LR_PANEL) + inside;
-        k->lr_expand((const char *)s->b + offset * elem, s->type, LR_PANEL, r->site->rank, z, n,
-                     y + (c - begin));
+void lr_records_apply(const struct cpu_kernels *k, const struct lr_records *r, size_t begin, size_t cols, float *y,
+                      size_t y_stride)
+{
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->first.site;
+    if (r->count == 1) {
+        int count = lr_record_count(&r->first);
+        for (int j = 0; j < count; j++) lr_record_apply(k, &r->first, j, begin, cols, y);
+        return;
+    }
+    CHECK(r->count <= LR_ROWS);
+    struct rows_by_expert by;
+    sort_by_expert(r, &by);
+    for (int e = 0; e < s->base.experts; e++) {
+        const float *z[LR_ROWS];
+        float *to[LR_ROWS];
+        for (int i = 0; i < by.count[e]; i++) {
+            z[i] = record_z(r, by.row[e][i], by.choice[e][i]);
+            to[i] = y + by.row[e][i] * y_stride;
+        }
+        if (by.count[e] > 0) expand_rows(k, s, (size_t)e, by.count[e], z, begin, cols, to);
     }
 }

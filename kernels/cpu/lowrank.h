@@ -1,4 +1,5 @@
-/* Packed low-rank sites on the CPU, and the two halves of their work for one row.
+/* Packed low-rank sites on the CPU, and the two halves of their work: for one row, and for several rows of one
+ * site, which share what they read. A row's results are the same bits either way.
  *
  * Between the halves a row's results stand in a record, floats of scratch: room for the indices of the
  * most experts the row may choose, with -1 after the last of fewer, then z = gate scale weight (A x) of
@@ -12,6 +13,9 @@
 /* Outputs that lie together in a packed B: a step reads a chunk of columns of many different adapters,
  * and each should be one run of memory, not a few bytes of every row. */
 #define LR_PANEL 32
+
+/* Rows that go through a site's products together at most. */
+#define LR_ROWS 32
 
 /* All aligned to 64 bytes, in the dtypes they came in: conversions would not be exact. */
 struct cpu_lr_site {
@@ -51,10 +55,30 @@ int lr_record_count(const struct lr_record *r);
  * scale weight. */
 void lr_record_fill(const struct cpu_kernels *k, const struct lr_record *r, const struct lr_choice *choice,
                     float weight, const float *x, size_t x_step);
-/* Asks for the memory that lr_record_apply will read. */
+/* Asks for the memory that applying it will read. */
 void lr_record_prefetch(const struct lr_record *r, size_t begin, size_t cols);
 /* y[c] += what chosen expert j adds to output begin + c, for c in [0, cols). */
 void lr_record_apply(const struct cpu_kernels *k, const struct lr_record *r, int j, size_t begin, size_t cols,
                      float *y);
+
+/* Records of up to LR_ROWS rows of one site. */
+struct lr_records {
+    struct lr_record first;
+    size_t stride; /* floats from the data of one to the next's */
+    int count;
+};
+/* Routes rows of x by the site's own router, chooses and multiplies. */
+void lr_records_fill(const struct cpu_kernels *k, const struct lr_records *r, float weight, const float *x,
+                     size_t x_stride);
+/* Adds to each row of y what all its chosen experts add, in ascending order. */
+void lr_records_apply(const struct cpu_kernels *k, const struct lr_records *r, size_t begin, size_t cols, float *y,
+                      size_t y_stride);
+
+/* y[c] += sum_i z[i] bt[i, c] in fp32: lr_expand for one row. */
+static inline void lr_add_floats(const struct cpu_kernels *k, const float *bt, size_t bt_stride, int n,
+                                 const float *z, size_t cols, float *y)
+{
+    k->lr_expand(bt, DTYPE_F32, bt_stride, n, 1, &z, cols, &y, 0);
+}
 
 #endif

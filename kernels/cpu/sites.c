@@ -56,29 +56,42 @@ struct lr_record group_record(const struct group *g, const struct lr_segment *se
                               group_row_scratch(g, row) + record_offset(g, segment, member, site)};
 }
 
-/* Phase one: a unit is the record of one row for one (member, site), rows innermost, so that a thread
- * which takes several in turn reads the same A. */
-static void fill_record(const struct group *g, size_t unit)
+/* A unit of phase one is the record of one row for one (member, site), rows innermost, so that those a thread
+ * takes in turn share A. */
+struct record_unit {
+    const struct lr_segment *segment;
+    int member, site, row; /* of the segment */
+};
+
+static struct record_unit record_unit(const struct group *g, size_t unit)
 {
     const size_t *first = g->d->scratch.first_unit;
     size_t index = cpu_item_of_unit(first, (size_t)g->a->segment_count, unit);
     const struct lr_segment *segment = &g->a->segments[index];
-    size_t local = unit - first[index], rows = (size_t)segment->row_count, pair = local / rows;
-    int row = segment->first_row + (int)(local % rows);
-    int member = (int)(pair / (size_t)g->a->site_count), site = (int)(pair % (size_t)g->a->site_count);
-    bool down = g->a->site[site].projection == PROJ_DOWN;
+    size_t local = unit - first[index], rows = (size_t)segment->row_count, pair = local / rows,
+           sites = (size_t)g->a->site_count;
+    return (struct record_unit){segment, (int)(pair / sites), (int)(pair % sites), (int)(local % rows)};
+}
 
-    const struct lr_member *m = &segment->members[member];
-    const struct lr_site *lr = group_lr_site(g, m, site);
-    if (site == 0 && !down && ffn_router(g, m)) ffn_route(g, segment, member, row);
+/* Records of `count` rows from u on. */
+static void fill_records(const struct group *g, const struct record_unit *u, int count)
+{
+    const struct lr_segment *segment = u->segment;
+    const struct lr_member *m = &segment->members[u->member];
+    const struct lr_site *lr = group_lr_site(g, m, u->site);
+    bool down = g->a->site[u->site].projection == PROJ_DOWN;
+    int first = segment->first_row + u->row;
+
+    if (u->site == 0 && !down && ffn_router(g, m))
+        for (int r = first; r < first + count; r++) ffn_route(g, segment, u->member, r);
     if (lr && lr->rule == GATE_FFN) {
-        if (down) ffn_fill_down(g, segment, member, row);
+        for (int r = first; down && r < first + count; r++) ffn_fill_down(g, segment, u->member, r);
     } else if (lr) {
-        const float *x = g->a->x + (size_t)row * g->a->x_stride;
-        struct lr_record record = group_record(g, segment, member, site, row);
-        struct lr_choice choice;
-        lr_route(g->d->kernels, lr, x, &choice);
-        lr_record_fill(g->d->kernels, &record, &choice, m->weight, x, 0);
+        struct lr_records records = {.first = group_record(g, segment, u->member, u->site, first),
+                                     .stride = (size_t)g->d->limits.lr_width,
+                                     .count = count};
+        lr_records_fill(g->d->kernels, &records, m->weight, g->a->x + (size_t)first * g->a->x_stride,
+                        g->a->x_stride);
     }
 }
 
@@ -90,7 +103,13 @@ static void rows_chunk(void *ctx, size_t chunk, int worker)
     if (chunk < record_chunks) {
         size_t end = (chunk + 1) * g->record_chunk;
         if (end > g->record_units) end = g->record_units;
-        for (size_t unit = chunk * g->record_chunk; unit < end; unit++) fill_record(g, unit);
+        for (size_t unit = chunk * g->record_chunk, count; unit < end; unit += count) {
+            struct record_unit u = record_unit(g, unit);
+            count = (size_t)(u.segment->row_count - u.row);
+            if (count > LR_ROWS) count = LR_ROWS;
+            if (count > end - unit) count = end - unit;
+            fill_records(g, &u, (int)count);
+        }
         return;
     }
     chunk -= record_chunks;
@@ -112,26 +131,29 @@ static void scale_base(const struct group *g, const struct lr_segment *segment, 
         if (!lr || !lr->gain) continue;
         for (size_t c = 0; c < cols && !any; c++) factor[c] = 1;
         any = true;
-        g->d->kernels->lr_expand(lr->gain + begin, DTYPE_F32, cols, 1, &segment->members[m].weight, cols,
-                                 factor);
+        lr_add_floats(g->d->kernels, lr->gain + begin, cols, 1, &segment->members[m].weight, cols, factor);
     }
     for (int r = segment->first_row; any && r < segment->first_row + segment->row_count; r++)
         for (size_t c = 0; c < cols; c++) y[(size_t)r * y_stride + c] *= factor[c];
 }
 
-/* What the experts that a row chose, and the bias, add to its columns. */
+/* What the experts that the rows chose, and the bias, add to their columns. */
 static void add_member(const struct group *g, const struct lr_segment *segment, int member, int site,
                        size_t begin, size_t cols, float *y, size_t y_stride)
 {
     const struct lr_member *m = &segment->members[member];
     const struct cpu_kernels *k = g->d->kernels;
     const float *bias = ((const struct cpu_lr_site *)group_lr_site(g, m, site))->bias;
-    struct lr_record record = group_record(g, segment, member, site, segment->first_row);
+    struct lr_records records = {.first = group_record(g, segment, member, site, segment->first_row),
+                                 .stride = (size_t)g->d->limits.lr_width};
     y += (size_t)segment->first_row * y_stride;
-    for (int r = 0; r < segment->row_count; r++, y += y_stride, record.data += g->d->limits.lr_width) {
-        int count = lr_record_count(&record);
-        for (int j = 0; j < count; j++) lr_record_apply(k, &record, j, begin, cols, y);
-        if (bias) k->lr_expand(bias + begin, DTYPE_F32, cols, 1, &m->weight, cols, y);
+    for (int r = 0; r < segment->row_count; r += records.count) {
+        int left = segment->row_count - r;
+        records.count = left < LR_ROWS ? left : LR_ROWS;
+        lr_records_apply(k, &records, begin, cols, y, y_stride);
+        records.first.data += (size_t)records.count * records.stride;
+        for (int i = 0; i < records.count; i++, y += y_stride)
+            if (bias) lr_add_floats(k, bias + begin, cols, 1, &m->weight, cols, y);
     }
 }
 

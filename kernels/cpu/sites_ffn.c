@@ -141,7 +141,7 @@ void ffn_mix(const struct group *g, const struct lr_segment *segment, int row, s
     for (int m = 0; m < segment->member_count; m++) {
         if (!ffn_router(g, &segment->members[m])) continue;
         struct kept kept = kept_of(g, segment, m, row);
-        g->d->kernels->lr_expand(kept.active + begin, DTYPE_F32, inner_width(g),
-                                 lr_record_count(&kept.chosen), kept.gate, cols, y);
+        lr_add_floats(g->d->kernels, kept.active + begin, inner_width(g), lr_record_count(&kept.chosen), kept.gate,
+                      cols, y);
     }
 }

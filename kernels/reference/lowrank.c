@@ -1,7 +1,7 @@
 /* The two thin products of a low-rank site. */
 #include "kernels/reference/reference.h"
 
-void ref_lr_shrink(const void *a, enum dtype type, size_t d_in, int n, const float *x, float *z)
+static void shrink_row(const void *a, enum dtype type, size_t d_in, int n, const float *x, float *z)
 {
     size_t elem = dtype_block_bytes(type);
     float row[REF_SPAN];
@@ -18,8 +18,14 @@ void ref_lr_shrink(const void *a, enum dtype type, size_t d_in, int n, const flo
     }
 }
 
-void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
-                   float *y)
+void ref_lr_shrink(const void *a, enum dtype type, size_t d_in, int n, int rows, const float *const *x,
+                   float *const *z)
+{
+    for (int r = 0; r < rows; r++) shrink_row(a, type, d_in, n, x[r], z[r]);
+}
+
+static void expand_row(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
+                       float *y)
 {
     size_t elem = dtype_block_bytes(type);
     float row[REF_SPAN];
@@ -32,4 +38,10 @@ void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, con
             for (size_t j = 0; j < count; j++) y[c + j] += z[i] * row[j];
         }
     }
+}
+
+void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, int rows, const float *const *z,
+                   size_t cols, float *const *y, size_t at)
+{
+    for (int r = 0; r < rows; r++) expand_row(bt, type, bt_stride, n, z[r], cols, y[r] + at);
 }

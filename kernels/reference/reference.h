@@ -20,9 +20,10 @@ extern const struct cpu_product ref_product;
 void ref_attention(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count, int group,
                    size_t head_dim, float scale, int first_position, const int32_t *pages, const void *k,
                    const void *v, enum dtype type, size_t page_stride, float *scratch);
-void ref_lr_shrink(const void *a, enum dtype type, size_t d_in, int n, const float *x, float *z);
-void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, const float *z, size_t cols,
-                   float *y);
+void ref_lr_shrink(const void *a, enum dtype type, size_t d_in, int n, int rows, const float *const *x,
+                   float *const *z);
+void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, int rows, const float *const *z,
+                   size_t cols, float *const *y, size_t at);
 void ref_matmul(const struct matmul_args *p, float *scratch);
 void ref_silu_mul_backward(const float *gate, const float *up, const float *d_y, size_t n, float *d_gate,
                            float *d_up);

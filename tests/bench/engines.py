@@ -117,7 +117,7 @@ class Stream:
         if not data:
             raise RuntimeError(f"the answer ended early: {self.tail[-200:]!r}")
         data = self.tail + data
-        if self.first is None and b'"token_ids":[' in data:
+        if self.first is None and b'"token_ids": [' in data:
             self.first = now
         self.tail = data[-400:]
         if b"data: [DONE]" not in data:

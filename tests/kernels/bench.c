@@ -15,7 +15,7 @@
 static double now(void)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
@@ -125,16 +125,30 @@ static void run_add(void *ctx)
     b->k->add(b->y, b->x, b->n);
 }
 
+#define LOWRANK_ROWS 32
+
 static void run_shrink(void *ctx)
 {
     const struct row_bench *b = ctx;
-    b->k->lr_shrink(b->a, b->type, b->n, b->count, b->x, b->z);
+    const float *x[LOWRANK_ROWS];
+    float *z[LOWRANK_ROWS];
+    for (int r = 0; r < b->group; r++) {
+        x[r] = b->x + (size_t)r * b->n;
+        z[r] = b->z + r * b->count;
+    }
+    b->k->lr_shrink(b->a, b->type, b->n, b->count, b->group, x, z);
 }
 
 static void run_expand(void *ctx)
 {
     const struct row_bench *b = ctx;
-    b->k->lr_expand(b->a, b->type, b->n, b->count, b->z, b->n, b->y);
+    const float *z[LOWRANK_ROWS];
+    float *y[LOWRANK_ROWS];
+    for (int r = 0; r < b->group; r++) {
+        z[r] = b->z + r * b->count;
+        y[r] = b->y + (size_t)r * b->n;
+    }
+    b->k->lr_expand(b->a, b->type, b->n, b->count, b->group, z, b->n, y, 0);
 }
 
 static void run_attention(void *ctx)
@@ -165,26 +179,29 @@ static void bench_rows(const struct check *c, size_t n)
     check_end();
 }
 
-static void bench_lowrank(const struct check *c, enum dtype type, size_t n, int rank)
+static void bench_lowrank(const struct check *c, enum dtype type, size_t n, int rank, int rows)
 {
     check_begin(c, "bench of adapters");
+    size_t count = (size_t)rows;
     struct row_bench b = {.k = c->table,
                           .n = n,
                           .count = rank,
+                          .group = rows,
                           .type = type,
-                          .x = check_floats(n),
-                          .y = check_floats(n),
-                          .z = check_floats((size_t)rank)};
+                          .x = check_floats(count * n),
+                          .y = check_floats(count * n),
+                          .z = check_floats(count * (size_t)rank)};
     size_t elems = n * (size_t)rank, bytes = elems * dtype_block_bytes(type);
     b.a = check_buffer(bytes, MEMORY_ALIGN);
     check_fill_type(type, b.a, elems, 1e-3f);
-    check_fill_normal(b.x, n, 1);
-    memset(b.y, 0, n * sizeof *b.y);
+    check_fill_normal(b.x, count * n, 1);
+    memset(b.y, 0, count * n * sizeof *b.y);
     char what[96];
-    snprintf(what, sizeof what, "lr_shrink %s, rank %d, %zu inputs", dtype_name(type), rank, n);
-    report(c, what, measure(run_shrink, &b), (double)bytes, 2.0 * (double)elems);
-    snprintf(what, sizeof what, "lr_expand %s, rank %d, %zu outputs", dtype_name(type), rank, n);
-    report(c, what, measure(run_expand, &b), (double)bytes, 2.0 * (double)elems);
+    double operations = 2.0 * (double)(elems * count);
+    snprintf(what, sizeof what, "lr_shrink %s, rank %d, %zu inputs, %d rows", dtype_name(type), rank, n, rows);
+    report(c, what, measure(run_shrink, &b), (double)bytes, operations);
+    snprintf(what, sizeof what, "lr_expand %s, rank %d, %zu outputs, %d rows", dtype_name(type), rank, n, rows);
+    report(c, what, measure(run_expand, &b), (double)bytes, operations);
     check_end();
 }
 
@@ -229,8 +246,9 @@ void bench_table(const struct check *c)
     bench_rows(c, 576);
     bench_rows(c, 1536);
     for (int rank = 4; rank <= 64; rank *= 4) {
-        bench_lowrank(c, DTYPE_BF16, 576, rank);
-        bench_lowrank(c, DTYPE_F32, 1536, rank);
+        bench_lowrank(c, DTYPE_BF16, 576, rank, 1);
+        bench_lowrank(c, DTYPE_BF16, 576, rank, LOWRANK_ROWS);
+        bench_lowrank(c, DTYPE_F32, 1536, rank, 1);
     }
     for (int r = 1; r <= 16; r *= 16) {
         bench_attention(c, DTYPE_F16, r, 3, 64, 256);
