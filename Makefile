@@ -112,7 +112,7 @@ test: packages-test
 BENCH_ARGS ?=
 bench: packages
 	@$(MAKE) --no-print-directory model build/venv-bench/.ready
-	@$(PARALLEL) $(B)/tests/bench/bench_engine
+	@$(PARALLEL) all $(BENCHES)
 	@build/venv-bench/bin/python tests/bench/bench.py $(BENCH_ARGS)
 build/venv-bench/.ready: tests/bench/requirements.txt
 	python3 -m venv build/venv-bench

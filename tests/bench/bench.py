@@ -20,9 +20,11 @@ from pathlib import Path
 
 import accuracy
 import models
+import startup
 from engines import ROOT, Fleet
 from rows import Roofs, makers
 
+START_ROUNDS_MAX = 3  # a start of a large model takes seconds
 PAUSE_S = 0.15  # lets the other side's waiting threads go to sleep
 HEAD = ["| what | weights | Medley | llama.cpp | | times better | of the roof | kept of its base | llama.cpp keeps |",
         "|---|---|---|---|---|---|---|---|---|"]
@@ -135,12 +137,16 @@ def run_accuracy(fleet, out):
             out([f"| {kind} | failed: {type(e).__name__}: {e} | | | | | | |"])
 
 
-def run_start(out):
-    tell("start")
-    script = Path(__file__).parent / "startup.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
-    said = done.stdout.strip() if done.returncode == 0 else f"failed: {done.stderr.strip()[-300:]}"
-    out(["", "From the start of the process to the first token:", "", said])
+def run_start(threads, rounds, out):
+    """Files are made or found one by one: without one the others go on."""
+    out(["", "From the start of the process to the first token:", "", *startup.HEADER])
+    for make in (lambda: models.DEFAULT, lambda: models.random_1b("Q4_0")):
+        tell("start")
+        try:
+            for line in startup.rows(make(), threads, rounds):
+                out([line])
+        except (Exception, SystemExit) as e:
+            out([f"| failed: {e} | | |"])
 
 
 def run(options, out):
@@ -167,7 +173,7 @@ def run(options, out):
         finally:
             fleet.close()
     if options.only in "start":
-        run_start(out)
+        run_start(options.threads, min(options.rounds, START_ROUNDS_MAX), out)
     tell("done")
 
 
