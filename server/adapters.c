@@ -61,6 +61,18 @@ void lookup_start_with(struct exchange *x, enum adapter_request_kind kind, void 
 static struct lookup *lookup_of(struct call *c) { return (struct lookup *)c; }
 static const char *name_of(const struct call *c) { return ((const struct lookup *)c)->name; }
 
+bool adapter_name_check(const struct service *s, const char *name, struct api_error *err)
+{
+    if (!adapter_name_valid(name))
+        api_error_set(err, 400, "invalid_value", "name",
+                      "'%.40s' is no adapter name: 1 to %d letters, digits, '.', '_' "
+                      "and '-', the first a letter or digit",
+                      name, ADAPTER_NAME_MAX);
+    else if (!strcmp(name, s->config->model_name))
+        api_error_set(err, 400, "invalid_value", "name", "'%s' is the base model's name", name);
+    return !err->http;
+}
+
 void adapter_not_found(struct api_error *err, const char *name, const char *param)
 {
     api_error_set(err, 404, "model_not_found", param, "there is no adapter '%.128s'", name);

@@ -31,6 +31,8 @@ bool lookup_failed(struct lookup *l, enum status st, const struct error *cause);
 /* The answer: the adapter as it is now. */
 void lookup_answer_info(struct lookup *l);
 
+/* false, with err: no adapter may be called so. */
+bool adapter_name_check(const struct service *s, const char *name, struct api_error *err);
 /* 404, code model_not_found. */
 void adapter_not_found(struct api_error *err, const char *name, const char *param);
 /* A failure of registry_put: 422 where the adapter in the request is at fault, not the request. */

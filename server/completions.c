@@ -143,6 +143,7 @@ static struct job *job_new(struct exchange *x, const struct completion_request *
     j->x = x;
     j->request = *r;
     j->created = (int64_t)time(NULL);
+    j->arrived = uv_hrtime();
     snprintf(j->id, sizeof j->id, "%s-%s", r->chat ? "chatcmpl" : "cmpl", exchange_id(x));
     job_link(j);
     exchange_hold(x, j, on_close);

@@ -44,9 +44,13 @@ static void add_logprob(struct logprob_list *l, const struct token_logprob *p, i
         top[i] = (struct logprob_alternative){p->top[i].token, p->top[i].logprob};
 }
 
+static double seconds_since_arrival(const struct job *j) { return (double)(uv_hrtime() - j->arrived) / 1e9; }
+
 static void apply_token(struct sequence *q, struct event_mail *m)
 {
     const struct completion_request *r = &q->job->request;
+    if (!q->job->spoke) latency_add(&q->job->service->metrics.first_token, seconds_since_arrival(q->job));
+    q->job->spoke = true;
     strbuf_append(&q->text, mail_text(m), m->text_size);
     if (token_list_push(&q->tokens, m->token)) q->failed = true;
     if (m->logprob_count) {
@@ -85,6 +89,8 @@ static void apply_done(struct sequence *q)
     struct job *j = q->job;
     q->done = true;
     j->live--;
+    j->service->metrics.finished[q->finish]++;
+    if (!j->live) latency_add(&j->service->metrics.whole, seconds_since_arrival(j));
     if (q->tail.size) strbuf_append(&q->text, q->tail.data, q->tail.size);
     q->failed |= q->lost || q->text.failed;
     check_failure(q);

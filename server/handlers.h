@@ -21,6 +21,9 @@ void lora_load_post(struct exchange *x);
 void lora_unload_post(struct exchange *x);
 void adapter_put_begin(struct exchange *x);
 
+void adapters_post(struct exchange *x);
+void metrics_get(struct exchange *x);
+
 void completions_post(struct exchange *x);
 void chat_post(struct exchange *x);
 void tokenize_post(struct exchange *x);

@@ -27,20 +27,31 @@ static void fail_errno(struct intake *i, const char *name)
     intake_fail(i, error_set(&cause, st, "cannot write '%s': %s", name, strerror(errno)), &cause);
 }
 
+static bool file_open(struct intake *i, struct intake_file *f)
+{
+    char *path = NULL;
+    if (f->fd >= 0) return true;
+    if (asprintf(&path, "%s/%s", i->folder, f->name) < 0) {
+        intake_fail(i, ST_NOMEM, NULL);
+        return false;
+    }
+    f->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    free(path);
+    if (f->fd < 0) fail_errno(i, f->name);
+    return f->fd >= 0;
+}
+
 static void file_flush(struct intake *i, struct intake_file *f)
 {
+    struct error cause = {0};
+    enum status st = ST_OK;
     if (!f->used || i->error.http) return;
-    if (f->fd < 0) {
-        char *path = NULL;
-        if (asprintf(&path, "%s/%s", i->folder, f->name) < 0) {
-            intake_fail(i, ST_NOMEM, NULL);
-            return;
-        }
-        f->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        free(path);
-        if (f->fd < 0) fail_errno(i, f->name);
-    }
-    if (!i->error.http && !file_write_all(f->fd, f->pending.data, f->pending.size)) fail_errno(i, f->name);
+    if (i->kind->write)
+        st = i->kind->write(i, f->pending.data, f->pending.size, &cause);
+    else if (file_open(i, f) && !file_write_all(f->fd, f->pending.data, f->pending.size))
+        fail_errno(i, f->name);
+    if (st) intake_fail(i, st, &cause);
+    f->flushed |= f->pending.size > 0;
     strbuf_clear(&f->pending);
 }
 
@@ -162,7 +173,7 @@ static struct intake_field *field_of_part(struct intake *i, const char *key)
 static void take_file(struct intake *i, struct intake_file *f, const char *filename, const char *data,
                       uint64_t at, size_t n)
 {
-    if (at == 0 && f->used && f->pending.size + (f->fd >= 0) > 0) {
+    if (at == 0 && f->used && (f->pending.size || f->flushed)) {
         api_error_set(&i->error, 400, "invalid_form", NULL, "the form has '%s' twice", f->part);
         return;
     }

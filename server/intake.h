@@ -12,7 +12,9 @@ struct MHD_PostProcessor;
 
 /* What a call makes of its body. */
 struct intake_kind {
-    void (*open)(struct intake *i);     /* a worker: sets `folder`, or fails */
+    void (*open)(struct intake *i); /* a worker: sets `folder`, or fails */
+    /* A worker: the next bytes. NULL: files of the intake are files of the folder. */
+    enum status (*write)(struct intake *i, const void *bytes, size_t size, struct error *err);
     bool (*complete)(struct intake *i); /* all has come; false, with `error`: something is missing */
     void (*publish)(struct intake *i);  /* a worker: what the body was sent for, or fails */
     void (*reply)(struct intake *i);    /* answers `x`, which is there */
@@ -24,6 +26,7 @@ struct intake_file {
     const char *name; /* in the folder */
     const char *part; /* of a form: by its key or its file's name; NULL: takes a body that is no form */
     bool used;        /* the body has this file */
+    bool flushed;     /* some of it was written */
     int fd;           /* -1 before its first byte is written */
     struct strbuf pending;
 };

@@ -60,6 +60,8 @@ struct job {
     struct key128 set_key, cache_salt;
     char id[80], fingerprint[64];
     int64_t created;        /* unix seconds */
+    uint64_t arrived;       /* uv_hrtime */
+    bool spoke;             /* the first token came */
     struct strbuf versions; /* "name@version, ..." */
 
     struct job_prompt *prompts;

@@ -23,6 +23,8 @@ const struct route server_routes[] = {
     {"DELETE", "/v1/adapters/{name}", .handle = adapter_delete},
     {"POST", "/v1/adapters/{name}/rollback", BODY_JSON, MIB, adapter_rollback},
     {"GET", "/v1/adapters/{name}/download", .handle = adapter_download},
+    {"POST", "/v1/adapters", BODY_JSON, MIB, adapters_post},
+    {"GET", "/metrics", .handle = metrics_get},
     {"GET", "/lora-adapters", .handle = lora_adapters_get},
     {"POST", "/lora-adapters", .handle = lora_adapters_post},
     {"POST", "/v1/load_lora_adapter", BODY_JSON, MIB, lora_load_post},

@@ -86,6 +86,7 @@ static void load(struct task *t)
     v->load_status = engine_open(&engine, &s->engine, &v->error);
     if (v->load_status) return;
     registry_config_fill(v->config, s->engine, s->device, v->config->data, &registry);
+    s->base = registry.base;
     v->load_status = registry_open(&registry, &s->registry, &v->error);
 }
 

@@ -10,6 +10,7 @@
 #include "engine/engine.h"
 #include "server/config.h"
 #include "server/http.h"
+#include "server/metrics.h"
 #include "server/set_key.h"
 
 #include <uv.h>
@@ -42,12 +43,14 @@ struct service {
     struct device *device; /* these three from SERVICE_READY on */
     struct engine *engine;
     struct registry *registry;
+    struct adapter_base base; /* what adapters must fit */
     struct http *http;
     struct mailbox mailbox;
     int64_t started;                            /* unix seconds */
     unsigned char set_secret[SET_SECRET_BYTES]; /* random */
     struct job *jobs;                           /* completions under way */
     size_t task_count;
+    struct metrics metrics;
     void (*on_settled)(struct service *s); /* draining, and nothing is under way any more */
 };
 

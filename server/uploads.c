@@ -81,8 +81,8 @@ static void put_reply(struct intake *i)
     exchange_reply(i->x, p->result.created ? 201 : 200, "application/json", &p->answer);
 }
 
-static const struct intake_kind put_kind = {put_open,  put_complete, put_publish,
-                                            put_reply, put_close,    put_release};
+static const struct intake_kind put_kind = {put_open,  NULL,      put_complete, put_publish,
+                                            put_reply, put_close, put_release};
 
 /* ------------------------------------------------------------------ from the headers */
 
@@ -131,17 +131,8 @@ static bool take_type(struct exchange *x, struct put *p, struct api_error *err)
 
 static bool check_put(struct exchange *x, struct put *p, struct api_error *err)
 {
-    const char *base_name = service_of(x)->config->model_name;
-    if (!adapter_name_valid(p->name))
-        api_error_set(err, 400, "invalid_value", "name",
-                      "'%.40s...' is no adapter name: 1 to %d letters, digits, '.', '_' "
-                      "and '-', the first a letter or digit",
-                      exchange_param(x), ADAPTER_NAME_MAX);
-    else if (!strcmp(p->name, base_name))
-        api_error_set(err, 400, "invalid_value", "name", "'%s' is the base model's name", p->name);
-    else if (intake_fits(x, &p->intake, err) && take_condition(x, p, err))
-        return take_type(x, p, err);
-    return false;
+    return adapter_name_check(service_of(x), exchange_param(x), err) && intake_fits(x, &p->intake, err) &&
+           take_condition(x, p, err) && take_type(x, p, err);
 }
 
 void adapter_put_begin(struct exchange *x)
