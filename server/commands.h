@@ -9,6 +9,7 @@ int generate_run(const struct config *c);
 int inspect_run(const struct config *c);
 int convert_run(const struct config *c);
 int push_run(const struct config *c);
+int train_run(const struct config *c);
 int list_run(const struct config *c);
 int rollback_run(const struct config *c);
 int remove_run(const struct config *c);

@@ -11,14 +11,16 @@
 enum {
     SERVE = COMMAND_SERVE,
     GENERATE = COMMAND_GENERATE,
+    TRAIN = COMMAND_TRAIN,
     RUNS = SERVE | GENERATE,
+    ENGINE = RUNS | TRAIN,
     REMOTE = COMMAND_LIST | COMMAND_CHANGE
 };
 
 #define AT(member) offsetof(struct config, member)
 
 static const struct option options[] = {
-    {"model", "FILE", "the model, a GGUF file (required)", OPTION_STRING, AT(model), .commands = RUNS},
+    {"model", "FILE", "the model, a GGUF file (required)", OPTION_STRING, AT(model), .commands = ENGINE},
     {"config", "FILE", "a JSON file of these options, {\"max-batch\": 32, ...}", OPTION_STRING, AT(file),
      .commands = SERVE},
     {"data", "DIR", "where adapters are kept (~/.local/share/medley)", OPTION_STRING, AT(data),
@@ -29,14 +31,14 @@ static const struct option options[] = {
      AT(insecure_listen), .commands = SERVE},
     {"model-name", "NAME", "the base model's name in requests (the file's name without .gguf)", OPTION_STRING,
      AT(model_name), .commands = SERVE},
-    {"threads", "N", "compute threads; 0: one per core", OPTION_INT, AT(threads), 0, 1024, RUNS},
+    {"threads", "N", "compute threads; 0: one per core", OPTION_INT, AT(threads), 0, 1024, ENGINE},
     {"cpu-level", "LEVEL", "instruction set; default: the machine's best", OPTION_STRING, AT(cpu_level),
-     .commands = RUNS, .choices = "reference|avx2|avx512"},
+     .commands = ENGINE, .choices = "reference|avx2|avx512"},
     {"max-batch", "N", "sequences decoded together (64)", OPTION_INT, AT(max_batch), 1, 4096, SERVE},
     {"max-queue", "N", "sequences that may wait (1024)", OPTION_INT, AT(max_queue), 1, 1 << 20, SERVE},
     {"prefill-chunk", "N", "prompt tokens read in one step at most (128)", OPTION_INT, AT(prefill_chunk), 1,
      1 << 16, RUNS},
-    {"context", "N", "context length; 0: the model's own", OPTION_INT, AT(context), 0, 1 << 24, RUNS},
+    {"context", "N", "context length; 0: the model's own", OPTION_INT, AT(context), 0, 1 << 24, ENGINE},
     {"kv-bytes", "SIZE", "memory for keys and values (1G, or less where that is plenty)", OPTION_BYTES,
      AT(kv_bytes), .commands = RUNS},
     {"kv-type", "TYPE", "element type of keys and values (f16)", OPTION_STRING, AT(kv_type), .commands = RUNS,
@@ -53,9 +55,9 @@ static const struct option options[] = {
     {"upload-bytes", "SIZE", "largest adapter upload (1G)", OPTION_BYTES, AT(upload_bytes),
      .commands = SERVE},
     {"rank-max", "N", "largest rank of an adapter's expert (256)", OPTION_INT, AT(rank_max), 1, LR_RANK_MAX,
-     RUNS},
+     ENGINE},
     {"experts-max", "N", "most experts of an adapter's site (64)", OPTION_INT, AT(experts_max), 1,
-     LR_EXPERTS_MAX, RUNS},
+     LR_EXPERTS_MAX, ENGINE},
     {"lr-width", "N", "scratch a row has for adapters, in numbers (4096)", OPTION_INT, AT(lr_width), 1,
      1 << 20, RUNS},
     {"max-connections", "N", "open connections (1024)", OPTION_INT, AT(max_connections), 1, 1 << 16, SERVE},
@@ -81,20 +83,82 @@ static const struct option options[] = {
     {"temperature", "X", "0 is greedy (0.8)", OPTION_REAL, AT(temperature), 0, 2, GENERATE},
     {"top-p", "X", "nucleus sampling; 1: off", OPTION_REAL, AT(top_p), 0, 1, GENERATE},
     {"top-k", "N", "sample among the N likeliest; 0: off", OPTION_INT, AT(top_k), 0, INT_MAX, GENERATE},
+    {"adapter", "PATH", "the adapter to go on from: a folder, an archive or a file", OPTION_STRING,
+     AT(train.adapter), .commands = TRAIN},
+    {"create", NULL, "begin with a new adapter, which changes nothing until it is trained", OPTION_FLAG,
+     AT(train.create), .commands = TRAIN},
+    {"rank", "N", "of a new adapter's experts (4)", OPTION_INT, AT(train.rank), 1, LR_RANK_MAX, TRAIN},
+    {"experts", "N", "of a new adapter; 1: plain LoRA (8)", OPTION_INT, AT(train.experts), 1, LR_EXPERTS_MAX,
+     TRAIN},
+    {"top-k", "N", "experts that a new adapter's router chooses (2)", OPTION_INT, AT(train.top_k), 1,
+     LR_EXPERTS_MAX, TRAIN},
+    {"gate", "RULE", "of a new adapter's router (topk)", OPTION_STRING, AT(train.rule), .commands = TRAIN,
+     .choices = "topk|topk_raw|dense"},
+    {"alpha", "X", "scales a new adapter by alpha / rank (twice the rank)", OPTION_REAL, AT(train.alpha), 0,
+     1e6, TRAIN},
+    {"rslora", NULL, "scale it by alpha / sqrt(rank)", OPTION_FLAG, AT(train.rslora), .commands = TRAIN},
+    {"targets", "LIST", "projections of a new adapter, such as q_proj,v_proj (all seven)", OPTION_STRING,
+     AT(train.targets), .commands = TRAIN},
+    {"out", "FOLDER", "where the trained adapter goes (required)", OPTION_STRING, AT(train.out),
+     .commands = TRAIN},
+    {"data", "FILE", "examples, a JSON object a line (required)", OPTION_STRING, AT(train.examples),
+     .commands = TRAIN},
+    {"held-out-data", "FILE", "examples to judge by; default: a share of --data", OPTION_STRING,
+     AT(train.held_out), .commands = TRAIN},
+    {"log", "FILE", "a JSON object a step is appended to it", OPTION_STRING, AT(train.log),
+     .commands = TRAIN},
+    {"checkpoint", "FILE", "where training stands (checkpoint, in the --out folder)", OPTION_STRING,
+     AT(train.checkpoint), .commands = TRAIN},
+    {"resume", NULL, "go on from the checkpoint of the same run", OPTION_FLAG, AT(train.resume),
+     .commands = TRAIN},
+    {"force", NULL, "replace an adapter that is in the --out folder", OPTION_FLAG, AT(force),
+     .commands = TRAIN},
     {"seed", "N", "the same seed gives the same text; default: random", OPTION_SEED, AT(seed),
      .commands = GENERATE},
 };
 
 #define OPTION_COUNT (sizeof options / sizeof *options)
 
-static struct option_table table_of(enum command command)
+/* The options of a command: those above, and with train a run's settings. */
+struct all_options {
+    struct option option[OPTION_COUNT + TRAIN_SETTINGS_MAX];
+    char name[TRAIN_SETTINGS_MAX][32], help[TRAIN_SETTINGS_MAX][160];
+};
+
+static void add_setting(struct all_options *all, size_t i)
 {
-    return (struct option_table){options, OPTION_COUNT, command};
+    const struct train_setting *s = &train_setting_table[i];
+    struct strbuf help = {0};
+    snprintf(all->name[i], sizeof all->name[i], "%s", s->name);
+    for (char *c = strchr(all->name[i], '_'); c; c = strchr(c, '_')) *c = '-';
+    strbuf_printf(&help, "%s (", s->help);
+    if (s->choices)
+        train_choice_write(s, (int)s->otherwise, &help);
+    else
+        strbuf_printf(&help, "%g", s->otherwise);
+    snprintf(all->help[i], sizeof all->help[i], "%s)", help.data ? help.data : s->help);
+    strbuf_release(&help);
+    all->option[OPTION_COUNT + i] = (struct option){.name = all->name[i],
+                                                    .metavar = s->choices ? "NAME" : "N",
+                                                    .help = all->help[i],
+                                                    .kind = OPTION_STRING,
+                                                    .offset = AT(train.settings) + i * sizeof(const char *),
+                                                    .commands = TRAIN,
+                                                    .choices = s->choices};
+}
+
+static struct option_table table_of(enum command command, struct all_options *all)
+{
+    CHECK(train_setting_count <= TRAIN_SETTINGS_MAX);
+    memcpy(all->option, options, sizeof options);
+    for (size_t i = 0; i < train_setting_count; i++) add_setting(all, i);
+    return (struct option_table){all->option, OPTION_COUNT + train_setting_count, command};
 }
 
 void config_help(enum command command, FILE *out)
 {
-    struct option_table t = table_of(command);
+    struct all_options all;
+    struct option_table t = table_of(command, &all);
     options_help(&t, out);
 }
 
@@ -118,6 +182,7 @@ static void set_defaults(struct config *c)
         .max_tokens = 256,
         .temperature = 0.8,
         .top_p = 1,
+        .train = {.rank = 4, .experts = 8, .top_k = 2},
     };
 }
 
@@ -146,7 +211,7 @@ static enum status complete(enum command command, struct config *c, struct error
 {
     const char *key = getenv("MEDLEY_API_KEY");
     if (key && key[0]) c->api_key = key;
-    if ((command & RUNS) && !c->model)
+    if ((command & ENGINE) && !c->model)
         return error_set(err, ST_INVALID, "--model FILE is required: a GGUF file");
     if (command & RUNS) {
         enum status st = pack_path_resolve(c->model, c->pack_cache, c->pack_path, err);
@@ -165,8 +230,9 @@ static enum status complete(enum command command, struct config *c, struct error
 
 enum status config_read(enum command command, int argc, char **argv, struct config *out, struct error *err)
 {
-    bool given[OPTION_COUNT] = {0};
-    struct option_table t = table_of(command);
+    bool given[OPTION_COUNT + TRAIN_SETTINGS_MAX] = {0};
+    struct all_options all;
+    struct option_table t = table_of(command, &all);
     set_defaults(out);
     enum status st = options_read(&t, argc, argv, out, given, &out->words, err);
     if (!st && out->file) st = read_file(&t, out, given, err);

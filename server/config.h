@@ -5,6 +5,7 @@
 #include "engine/engine.h"
 #include "kernels/device.h"
 #include "server/options.h"
+#include "training/settings.h"
 
 /* A command's options are those of its kind. */
 enum command {
@@ -14,6 +15,7 @@ enum command {
     COMMAND_LIST = 8,
     COMMAND_CHANGE = 16, /* of a running server's adapters */
     COMMAND_CONVERT = 32,
+    COMMAND_TRAIN = 64,
 };
 
 struct config {
@@ -40,6 +42,15 @@ struct config {
     int max_tokens, top_k;
     double temperature, top_p;
     struct option_seed seed;
+
+    /* train */
+    struct {
+        const char *adapter, *out, *examples, *held_out, *log, *checkpoint, *targets, *rule;
+        const char *settings[TRAIN_SETTINGS_MAX]; /* by train_setting_table; NULL: not given */
+        bool resume, create, rslora;
+        int rank, experts, top_k;
+        double alpha; /* 0: twice the rank */
+    } train;
 
     struct option_list words;      /* arguments that are no options */
     const char *api_key;           /* from the environment only: MEDLEY_API_KEY; NULL: none */

@@ -17,6 +17,8 @@ static const struct {
     {COMMAND_SERVE, "serve", "--model FILE [options]", "answer HTTP requests", serve_run, 0, 0},
     {COMMAND_GENERATE, "generate", "--model FILE [options] PROMPT", "continue one prompt on the terminal",
      generate_run, 1, 1},
+    {COMMAND_TRAIN, "train", "--model FILE --data FILE (--adapter PATH | --create) --out FOLDER [options]",
+     "train an adapter on examples", train_run, 0, 0},
     {COMMAND_INSPECT, "adapter inspect", "PATH", "check an adapter's files and say what is in them",
      inspect_run, 1, 1},
     {COMMAND_CONVERT, "adapter convert", "PATH FOLDER [options]",

@@ -17,6 +17,7 @@
 
 #include "adapters/registry.h"
 #include "engine/engine.h"
+#include "training/routing.h"
 #include "training/settings.h"
 
 #include <stdbool.h>
@@ -219,23 +220,6 @@ NODISCARD enum status jobs_checkpoints(struct jobs *j, const char *tenant, const
 /* --- routing: whether experts specialise
  * ---------------------------------------------------------------------- */
 
-struct train_site_routing {
-    int layer;
-    enum projection projection;
-    int experts, top_k;
-    /* [experts], owned, means over the rows of the steps counted: share of rows that chose the expert; mean
-     * gate (0 where it was not chosen); mean p. */
-    double *share, *gate, *probability;
-};
-struct train_routing {
-    int64_t step;                         /* the last one counted */
-    int64_t steps;                        /* so many were: the last ones, at most TRAIN_ROUTING_STEPS */
-    double balance, contrast, similarity; /* means over them and over sites */
-    size_t site_count;                    /* 0: the adapter routes nothing (plain LoRA) */
-    struct train_site_routing *sites;
-};
-#define TRAIN_ROUTING_STEPS 20
-void train_routing_release(struct train_routing *r);
 /* Of a job that runs or has run in this process. ST_NOT_FOUND: there is no such job, or nothing is known of
  * it. */
 NODISCARD enum status jobs_routing(struct jobs *j, const char *tenant, const char *id,

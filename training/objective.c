@@ -120,7 +120,9 @@ enum status objective_run(struct learner *l, const struct train_settings *s, con
     result.balance = routed ? pass.balance : NAN;
     result.contrast = compared ? pass.contrast : NAN;
     result.similarity = compared ? pass.similarity : NAN;
-    result.loss = result.objective + s->balance * pass.balance + s->contrast * pass.contrast;
+    result.loss = result.objective;
+    if (routed) result.loss += s->balance * pass.balance;
+    if (compared) result.loss += s->contrast * pass.contrast;
     result.logprob = pass.logprob;
     result.routing = pass.routing;
     *out = result;

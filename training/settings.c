@@ -43,6 +43,8 @@ const struct train_setting train_setting_table[] = {
     {"clip_high", "how far PPO's ratio may rise above 1", SETTING_REAL, AT(clip_high), 0, 1000, 0.2},
     {"reduction", "of a step-wise loss over its weights", SETTING_CHOICE, AT(reduction), 0, 0, REDUCTION_MEAN,
      "mean|sum"},
+    {"evaluate_steps", "held-out examples are looked at after so many steps; 0: at the start and the end",
+     SETTING_INT, AT(evaluate_steps), 0, 1e7, 0},
     {"checkpoint_steps", "a checkpoint after so many steps; 0: by time alone", SETTING_INT,
      AT(checkpoint_steps), 0, 1e7, 0},
     {"checkpoint_seconds", "a checkpoint after so much time; 0: by steps alone", SETTING_REAL,

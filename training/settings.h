@@ -38,8 +38,10 @@ struct train_settings {
     double dpo_beta;
     double clip_low, clip_high; /* of PPO's ratio: 1 - clip_low .. 1 + clip_high */
     int reduction;              /* enum train_reduction */
-    int64_t checkpoint_steps;   /* 0: by time alone */
-    double checkpoint_seconds;  /* 0: by steps alone */
+    int64_t evaluate_steps;   /* held-out examples are looked at after so many steps, and at the end; 0: there
+                                 only */
+    int64_t checkpoint_steps; /* 0: by time alone */
+    double checkpoint_seconds; /* 0: by steps alone */
 };
 
 #define TRAIN_SEED_MAX ((int64_t)1 << 53)
@@ -56,7 +58,8 @@ struct train_setting {
     const char *choices; /* "constant|cosine|linear": an enum's names in order */
 };
 extern const struct train_setting train_setting_table[];
-extern const size_t train_setting_count;
+extern const size_t train_setting_count; /* at most TRAIN_SETTINGS_MAX */
+#define TRAIN_SETTINGS_MAX 48
 
 void train_settings_default(struct train_settings *out);
 /* NULL: no setting has that name. */

@@ -289,7 +289,7 @@ static enum status gradients(struct trainer *t, const atomic_bool *cancel, struc
                            &out->result);
     memory_free(reference);
     if (st) return explain(st, "a training step", err);
-    return isfinite(out->result.objective) ? ST_OK : not_finite(t, "the loss", out->result.objective, err);
+    return isfinite(out->result.loss) ? ST_OK : not_finite(t, "the loss", out->result.loss, err);
 }
 
 static enum status update(struct trainer *t, struct trainer_step *out, struct error *err)
@@ -325,6 +325,34 @@ enum status trainer_step(struct trainer *t, const atomic_bool *cancel, struct tr
     return ST_OK;
 }
 
+static void write_known(struct strbuf *out, const char *key, double x)
+{
+    if (isnan(x)) return;
+    strbuf_printf(out, ",\"%s\":", key);
+    json_write_f64(out, x);
+}
+
+void trainer_step_write(const struct trainer_step *s, enum train_loss loss, struct strbuf *out)
+{
+    const struct objective_result *r = &s->result;
+    strbuf_printf(out, "{\"step\":%lld,\"steps\":%lld", (long long)s->step, (long long)s->steps);
+    write_known(out, "epoch", s->epoch);
+    write_known(out, "loss", r->loss);
+    write_known(out, loss == LOSS_DPO ? "dpo" : "cross_entropy", r->objective);
+    write_known(out, "margin", r->margin);
+    write_known(out, "accuracy", r->accuracy);
+    write_known(out, "balance", r->balance);
+    write_known(out, "contrast", r->contrast);
+    write_known(out, "similarity", r->similarity);
+    write_known(out, "learning_rate", s->learning_rate);
+    write_known(out, "grad_norm", s->grad_norm);
+    write_known(out, "weight", r->weight);
+    strbuf_printf(out, ",\"tokens\":%lld", (long long)r->tokens);
+    write_known(out, "tokens_per_second", s->seconds > 0 ? (double)r->tokens / s->seconds : NAN);
+    write_known(out, "seconds", s->seconds);
+    strbuf_putc(out, '}');
+}
+
 /* --- results --- */
 
 void trainer_before(const struct trainer *t, struct objective_evaluation *out) { *out = t->before; }
@@ -339,6 +367,12 @@ enum status trainer_evaluate(struct trainer *t, const atomic_bool *cancel, struc
     }
     *out = t->now;
     return ST_OK;
+}
+
+bool trainer_evaluation_due(const struct trainer *t)
+{
+    int64_t every = t->config.settings.evaluate_steps;
+    return t->judge_count > 0 && every > 0 && t->step % every == 0 && t->now_step != t->step;
 }
 
 enum status trainer_bundle(struct trainer *t, const struct adapter_base *base, struct adapter_bundle **out,

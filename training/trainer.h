@@ -37,8 +37,8 @@ struct trainer_facts {
 };
 void trainer_facts(const struct trainer *t, struct trainer_facts *out);
 
-/* Before the first step: from the start (checkpoint NULL), with the loss on held-out examples; or where a checkpoint of this
- * run left off. With dpo also what its reference says of all examples. */
+/* Before the first step: from the start (checkpoint NULL), with the loss on held-out examples; or where a
+ * checkpoint of this run left off. With dpo also what its reference says of all examples. */
 NODISCARD enum status trainer_begin(struct trainer *t, const char *checkpoint, const atomic_bool *cancel,
                                     struct error *err);
 
@@ -50,6 +50,10 @@ struct trainer_step {
     double seconds;                  /* from one step's beginning to the next */
     int64_t tokens;                  /* over all steps so far */
 };
+/* Appends it as a JSON object: step, steps, epoch, loss, the objective by its name, and for dpo margin and
+ * accuracy; balance, contrast and similarity where they are known; learning_rate, grad_norm, weight, tokens
+ * (of the step), tokens_per_second, seconds. */
+void trainer_step_write(const struct trainer_step *s, enum train_loss loss, struct strbuf *out);
 bool trainer_done(const struct trainer *t);
 /* The next step. ST_REJECTED: loss or gradient are not finite, err says at which step: nothing has changed,
  * and the run is over. ST_CANCELLED, ST_DRAINING, ST_DEVICE: nothing has changed, the step can be done again.
@@ -61,6 +65,9 @@ NODISCARD enum status trainer_step(struct trainer *t, const atomic_bool *cancel,
 void trainer_before(const struct trainer *t, struct objective_evaluation *out);
 NODISCARD enum status trainer_evaluate(struct trainer *t, const atomic_bool *cancel,
                                        struct objective_evaluation *out, struct error *err);
+
+/* Whether settings.evaluate_steps asks for it now. */
+bool trainer_evaluation_due(const struct trainer *t);
 
 /* Where it stands, to a file (checkpoint.h). */
 NODISCARD enum status trainer_save(struct trainer *t, const char *path, struct checkpoint_state *out,

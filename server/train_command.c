@@ -1,0 +1,415 @@
+/* `medley train`: an adapter trained on a file of examples, in this process. */
+#include "server/commands.h"
+
+#include "base/file.h"
+#include "base/log.h"
+#include "training/publish.h"
+#include "training/routing.h"
+#include "training/start.h"
+#include "training/trainer.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+struct run {
+    const struct config *config;
+    struct train_settings settings;
+    struct device *device;
+    struct engine *engine;
+    struct adapter_base base;
+    struct train_start start;       /* of --adapter */
+    struct adapter_bundle *created; /* of --create */
+    struct transposed *transposed;
+    struct dataset *examples, *held_out;
+    struct trainer *trainer;
+    struct routing_log *routing;
+    char *checkpoint;
+    FILE *log;           /* NULL: none */
+    double shown, saved; /* when progress was shown and a checkpoint written, by the clock */
+    double speed;        /* tokens a second, lately */
+};
+
+static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM, "out of memory"); }
+
+static double clock_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* --- Ctrl-C --- */
+
+static atomic_bool interrupted;
+
+static void on_interrupt(int number)
+{
+    signal(number, SIG_DFL); /* the second one ends the process */
+    atomic_store(&interrupted, true);
+}
+
+/* --- what it begins with --- */
+
+static enum status read_targets(const char *list, bool target[PROJ_COUNT], struct error *err)
+{
+    while (list && *list) {
+        size_t n = strcspn(list, ",");
+        int p = 0;
+        while (p < PROJ_COUNT &&
+               (strlen(projection_name(p)) != n || strncmp(projection_name(p), list, n) != 0))
+            p++;
+        if (p == PROJ_COUNT)
+            return error_set(err, ST_INVALID,
+                             "--targets: '%.*s' is none of q_proj, k_proj, v_proj, o_proj, gate_proj, "
+                             "up_proj, down_proj",
+                             (int)(n < 40 ? n : 40), list);
+        target[p] = true;
+        list += n + (list[n] == ',');
+    }
+    return ST_OK;
+}
+
+static enum status create(struct run *r, struct error *err)
+{
+    const struct config *c = r->config;
+    struct fresh_adapter f = {.rank = c->train.rank,
+                              .experts = c->train.experts,
+                              .top_k = c->train.top_k,
+                              .rule = GATE_TOPK,
+                              .alpha = (float)(c->train.alpha > 0 ? c->train.alpha : 2 * c->train.rank),
+                              .rslora = c->train.rslora,
+                              .seed = r->settings.seed};
+    if (c->train.rule && strcmp(c->train.rule, "topk") != 0)
+        f.rule = strcmp(c->train.rule, "dense") == 0 ? GATE_DENSE : GATE_TOPK_RAW;
+    if (f.experts > 1 && f.rule != GATE_DENSE && f.top_k > f.experts)
+        return error_set(err, ST_INVALID, "--top-k %d is more than --experts %d", f.top_k, f.experts);
+    for (int p = 0; p < PROJ_COUNT; p++) f.target[p] = !c->train.targets;
+    enum status st = read_targets(c->train.targets, f.target, err);
+    return st ? st : bundle_fresh(&f, &r->base, &r->created, err);
+}
+
+static bool show_reading(void *ctx, double done)
+{
+    progress_bar("reading", ctx, done);
+    return !atomic_load(&interrupted);
+}
+
+static enum status read_examples(struct run *r, const char *path, struct dataset **out, struct error *err)
+{
+    struct error why = {0};
+    int cells = -1, fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return file_error(err, "open", path);
+    const struct dataset_rules rules = {.tokenizer = engine_tokenizer(r->engine),
+                                        .chat = engine_chat(r->engine, &why),
+                                        .chat_problem = why.message,
+                                        .context_length = engine_shape(r->engine)->context_length,
+                                        .batch_tokens = r->settings.batch_tokens,
+                                        .loss = (enum train_loss)r->settings.loss,
+                                        .name = path,
+                                        .on_progress = show_reading,
+                                        .progress_ctx = &cells};
+    enum status st = dataset_read_file(&rules, fd, out, err);
+    close(fd);
+    return st;
+}
+
+/* --- opening --- */
+
+static enum status check_arguments(const struct config *c, struct error *err)
+{
+    struct stat info;
+    if (!c->train.examples)
+        return error_set(err, ST_INVALID, "--data FILE is required: examples, a JSON object a line");
+    if (!c->train.out)
+        return error_set(err, ST_INVALID, "--out FOLDER is required: where the trained adapter goes");
+    if (!c->train.adapter == !c->train.create)
+        return error_set(err, ST_INVALID,
+                         "give --adapter PATH to go on from an adapter, or --create for a new one");
+    char *there = NULL;
+    if (asprintf(&there, "%s/adapter_config.json", c->train.out) < 0) return no_memory(err);
+    bool taken = !c->force && stat(there, &info) == 0;
+    enum status st =
+        taken ? error_set(err, ST_INVALID, "'%s' is there already; --force replaces it", there) : ST_OK;
+    free(there);
+    return st;
+}
+
+static enum status read_settings(struct run *r, struct error *err)
+{
+    enum status st = ST_OK;
+    train_settings_default(&r->settings);
+    for (size_t i = 0; i < train_setting_count && !st; i++) {
+        const char *text = r->config->train.settings[i];
+        if (text) st = train_settings_set(&r->settings, train_setting_table[i].name, text, err);
+    }
+    return st;
+}
+
+static enum status open_engine(struct run *r, struct error *err)
+{
+    struct engine_config engine;
+    struct registry_config registry;
+    int cells = -1;
+    enum status st = config_open_device(r->config, &r->device, err);
+    if (st) return st;
+    if (!r->device->grad)
+        return error_set(err, ST_UNSUPPORTED, "the device '%s' cannot train", r->device->name);
+    config_engine(r->config, r->device, &engine);
+    engine.max_batch = 1;
+    engine.on_progress = progress_show;
+    engine.progress_ctx = &cells;
+    st = engine_open(&engine, &r->engine, err);
+    if (st) return st;
+    registry_config_fill(r->config, r->engine, r->device, NULL, &registry);
+    r->base = registry.base;
+    return ST_OK;
+}
+
+static enum status open_trainer(struct run *r, struct error *err)
+{
+    const struct config *c = r->config;
+    struct strbuf identity = {0};
+    strbuf_printf(&identity, "%s %s %d %d %d %g", engine_shape(r->engine)->fingerprint,
+                  c->train.adapter ? c->train.adapter : "", c->train.rank, c->train.experts, c->train.top_k,
+                  c->train.alpha);
+    const struct trainer_config config = {.engine = r->engine,
+                                          .device = r->device,
+                                          .transposed = r->transposed,
+                                          .bundle = r->created ? r->created : r->start.bundle,
+                                          .examples = r->examples,
+                                          .validation = r->held_out,
+                                          .settings = r->settings,
+                                          .identity = identity.data};
+    enum status st = identity.failed ? no_memory(err) : trainer_open(&config, &r->trainer, err);
+    strbuf_release(&identity);
+    if (!st && routing_log_open(trainer_params(r->trainer), &r->routing)) st = no_memory(err);
+    return st;
+}
+
+static enum status open_files(struct run *r, struct error *err)
+{
+    const struct config *c = r->config;
+    if (c->train.checkpoint)
+        r->checkpoint = strdup(c->train.checkpoint);
+    else if (asprintf(&r->checkpoint, "%s/checkpoint", c->train.out) < 0)
+        r->checkpoint = NULL;
+    if (!r->checkpoint) return no_memory(err);
+    enum status st = file_make_folders(c->train.out, err);
+    if (st || !c->train.log) return st;
+    r->log = fopen(c->train.log, "ae");
+    return r->log ? ST_OK : file_error(err, "open", c->train.log);
+}
+
+static enum status open_all(struct run *r, struct error *err)
+{
+    const struct config *c = r->config;
+    enum status st = check_arguments(c, err);
+    if (!st) st = read_settings(r, err);
+    if (!st) st = open_files(r, err);
+    if (!st) st = open_engine(r, err);
+    if (!st)
+        st = c->train.create ? create(r, err) : train_start_open(c->train.adapter, &r->base, &r->start, err);
+    if (!st) st = read_examples(r, c->train.examples, &r->examples, err);
+    if (!st && c->train.held_out) st = read_examples(r, c->train.held_out, &r->held_out, err);
+    if (!st) st = transposed_open(r->engine, &r->transposed, err);
+    return st ? st : open_trainer(r, err);
+}
+
+static void close_all(struct run *r)
+{
+    trainer_close(r->trainer);
+    routing_log_close(r->routing);
+    transposed_close(r->transposed);
+    dataset_free(r->examples);
+    dataset_free(r->held_out);
+    adapter_bundle_free(r->created);
+    train_start_close(&r->start);
+    engine_close(r->engine);
+    if (r->device) r->device->ops->close(r->device);
+    if (r->log) fclose(r->log);
+    free(r->checkpoint);
+}
+
+/* --- what is shown and logged --- */
+
+static void log_line(struct run *r, struct strbuf *line)
+{
+    strbuf_putc(line, '\n');
+    if (r->log && !line->failed) {
+        fwrite(line->data, 1, line->size, r->log);
+        fflush(r->log);
+    }
+    strbuf_release(line);
+}
+
+static void log_evaluation(struct run *r, int64_t step, const struct objective_evaluation *e)
+{
+    struct strbuf line = {0};
+    if (isnan(e->loss)) return;
+    strbuf_printf(&line, "{\"evaluation\":{\"step\":%lld,\"loss\":", (long long)step);
+    json_write_f64(&line, e->loss);
+    strbuf_puts(&line, ",\"similarity\":");
+    json_write_f64(&line, e->similarity);
+    strbuf_puts(&line, "}}");
+    log_line(r, &line);
+}
+
+static void log_routing(struct run *r)
+{
+    struct train_routing routing;
+    struct strbuf line = {0};
+    if (routing_log_read(r->routing, &routing)) return;
+    strbuf_puts(&line, "{\"routing\":");
+    train_routing_write(&routing, &line);
+    strbuf_putc(&line, '}');
+    log_line(r, &line);
+    train_routing_release(&routing);
+}
+
+static void log_step(struct run *r, const struct trainer_step *s)
+{
+    struct strbuf line = {0};
+    trainer_step_write(s, (enum train_loss)r->settings.loss, &line);
+    log_line(r, &line);
+}
+
+#define BAR_CELLS        20
+#define SECONDS_PER_LINE 10 /* where there is no terminal */
+
+static void show_step(struct run *r, const struct trainer_step *s)
+{
+    static const char cells[] = "####################";
+    bool terminal = isatty(STDERR_FILENO);
+    double now = clock_seconds();
+    if (s->seconds > 0) {
+        double speed = (double)s->result.tokens / s->seconds;
+        r->speed = r->speed > 0 ? 0.8 * r->speed + 0.2 * speed : speed;
+    }
+    bool last = s->step == s->steps;
+    if (!last && now - r->shown < (terminal ? 0.1 : SECONDS_PER_LINE)) return;
+    r->shown = now;
+    int64_t left =
+        r->speed > 0
+            ? (int64_t)((double)(s->steps - s->step) * (double)s->tokens / (double)s->step / r->speed)
+            : 0;
+    fprintf(stderr, "%sstep %lld/%lld [%-*.*s] loss %.4f", terminal ? "\r" : "", (long long)s->step,
+            (long long)s->steps, BAR_CELLS, (int)(BAR_CELLS * s->step / s->steps), cells,
+            s->result.objective);
+    if (!isnan(s->result.balance)) fprintf(stderr, ", balance %.3f", s->result.balance);
+    if (!isnan(s->result.contrast)) fprintf(stderr, ", contrast %.3f", s->result.contrast);
+    fprintf(stderr, ", %.0f tokens/s, %lld:%02lld left %s", r->speed, (long long)left / 60,
+            (long long)left % 60, !terminal || last ? "\n" : "  ");
+}
+
+/* --- running --- */
+
+static enum status save(struct run *r, struct error *err)
+{
+    struct checkpoint_state state;
+    r->saved = clock_seconds();
+    return trainer_save(r->trainer, r->checkpoint, &state, err);
+}
+
+static bool save_due(const struct run *r, int64_t step)
+{
+    const struct train_settings *s = &r->settings;
+    return (s->checkpoint_steps > 0 && step % s->checkpoint_steps == 0) ||
+           (s->checkpoint_seconds > 0 && clock_seconds() - r->saved >= s->checkpoint_seconds);
+}
+
+static enum status evaluate(struct run *r, int64_t step, struct objective_evaluation *out, struct error *err)
+{
+    enum status st = trainer_evaluate(r->trainer, &interrupted, out, err);
+    if (!st) log_evaluation(r, step, out);
+    return st;
+}
+
+static enum status run_step(struct run *r, struct error *err)
+{
+    struct trainer_step s;
+    struct objective_evaluation e;
+    enum status st = trainer_step(r->trainer, &interrupted, &s, err);
+    if (st) return st;
+    routing_log_add(r->routing, s.step, &s.result);
+    log_step(r, &s);
+    show_step(r, &s);
+    if (trainer_evaluation_due(r->trainer)) st = evaluate(r, s.step, &e, err);
+    return !st && !trainer_done(r->trainer) && save_due(r, s.step) ? save(r, err) : st;
+}
+
+static enum status begin(struct run *r, struct error *err)
+{
+    struct objective_evaluation before;
+    struct trainer_facts facts;
+    trainer_facts(r->trainer, &facts);
+    fprintf(stderr, "%zu examples, %zu held out, %zu parameters, %lld steps\n", facts.examples,
+            facts.held_out, facts.parameters, (long long)facts.steps);
+    enum status st =
+        trainer_begin(r->trainer, r->config->train.resume ? r->checkpoint : NULL, &interrupted, err);
+    trainer_before(r->trainer, &before);
+    if (!st && !r->config->train.resume) log_evaluation(r, 0, &before);
+    r->saved = clock_seconds();
+    return st;
+}
+
+/* After the last step: the result into the folder, if it is to be had. */
+static enum status finish(struct run *r, struct error *err)
+{
+    struct objective_evaluation before, after;
+    struct trainer_facts facts;
+    struct adapter_bundle *bundle = NULL;
+    trainer_facts(r->trainer, &facts);
+    trainer_before(r->trainer, &before);
+    enum status st = evaluate(r, facts.steps, &after, err);
+    if (st) return st;
+    log_routing(r);
+    if (facts.held_out) fprintf(stderr, "held-out loss: %.4f before, %.4f after\n", before.loss, after.loss);
+    if (r->settings.publish == PUBLISH_ON_IMPROVEMENT && !(after.loss < before.loss)) {
+        fprintf(stderr, "no improvement: nothing is written\n");
+        return ST_OK;
+    }
+    st = trainer_bundle(r->trainer, &r->base, &bundle, err);
+    if (!st) st = bundle_write(bundle, &r->base, r->config->train.out, err);
+    adapter_bundle_free(bundle);
+    if (st) return st;
+    fprintf(stderr, "the adapter is in %s\n", r->config->train.out);
+    unlink(r->checkpoint);
+    return ST_OK;
+}
+
+/* Ctrl-C: nothing is lost but the step it came in. */
+static enum status stop(struct run *r, struct error *err)
+{
+    struct error inner = {0};
+    enum status st = save(r, &inner);
+    if (st) return error_set(err, st, "interrupted, and the checkpoint cannot be written: %s", inner.message);
+    return error_set(err, ST_CANCELLED, "interrupted; --resume with the same arguments goes on from %s",
+                     r->checkpoint);
+}
+
+static enum status train(struct run *r, struct error *err)
+{
+    enum status st = begin(r, err);
+    if (st == ST_CANCELLED) return error_set(err, st, "interrupted before the first step");
+    while (!st && !trainer_done(r->trainer)) st = run_step(r, err);
+    if (!st) st = finish(r, err);
+    return st == ST_CANCELLED ? stop(r, err) : st;
+}
+
+int train_run(const struct config *c)
+{
+    struct run r = {.config = c};
+    struct error err = {0};
+    log_set_level(LOG_WARN);
+    signal(SIGINT, on_interrupt);
+    enum status st = open_all(&r, &err);
+    if (!st) st = train(&r, &err);
+    close_all(&r);
+    return st ? command_failed(&err) : 0;
+}
