@@ -44,7 +44,7 @@ BENCHES := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/bench_*.c))
 TEST_HELPERS := $(B)/libsupport.a
 
 .DEFAULT_GOAL := all
-.PHONY: all tests serve test bench soak packages packages-test python model format help clean FORCE
+.PHONY: all tests serve test bench bench-train reproduce soak packages packages-test python model format help clean FORCE
 all: $(B)/medley
 tests: all $(UNIT_TESTS) $(B)/tests/kernels/checkkernels $(FUZZERS) $(BENCHES)
 
@@ -119,6 +119,27 @@ build/venv-bench/.ready: tests/bench/requirements.txt
 	CMAKE_ARGS=-DGGML_NATIVE=on build/venv-bench/bin/pip install -q -r tests/bench/requirements.txt
 	@touch $@
 
+# The peer of training: PyTorch and PEFT.
+bench-train: packages
+	@$(MAKE) --no-print-directory model build/venv-bench-train/.ready
+	@$(PARALLEL) $(B)/tests/bench/bench_train
+	@build/venv-bench-train/bin/python tests/bench/train_bench.py $(BENCH_ARGS)
+build/venv-bench-train/.ready: tests/bench/requirements-train.txt
+	python3 -m venv build/venv-bench-train
+	build/venv-bench-train/bin/pip install -q -r tests/bench/requirements-train.txt
+	@touch $@
+
+# Hours on two cores; resumable. REPRODUCE_ARGS="--seeds 0" does less.
+REPRODUCE_ARGS ?= --document docs/moelora.md
+reproduce: packages
+	@$(MAKE) --no-print-directory model build/venv-reproduce/.ready
+	@$(PARALLEL) all
+	@build/venv-reproduce/bin/python tests/reproduce/reproduce.py $(REPRODUCE_ARGS)
+build/venv-reproduce/.ready: tests/reproduce/requirements.txt
+	python3 -m venv build/venv-reproduce
+	build/venv-reproduce/bin/pip install -q -r tests/reproduce/requirements.txt
+	@touch $@
+
 # tests/soak/many_adapters.py is run by hand: it writes 4 GB.
 SECONDS ?= 120
 soak: packages
@@ -153,6 +174,8 @@ help:
 	@echo 'make test           all tests, also under the address, undefined and thread sanitizers'
 	@echo 'make tests          build the tests only;  tests/run.py --help  runs some of them'
 	@echo 'make bench          speed next to llama.cpp on this machine'
+	@echo 'make bench-train    training speed next to PyTorch'
+	@echo 'make reproduce      MoELoRA against LoRA on six task families: hours, resumable (REPRODUCE_ARGS=...)'
 	@echo 'make soak           adapters replaced under 32 streams (SECONDS=120)'
 	@echo 'make model          fetch the default model'
 	@echo 'make format         clang-format over the tree'
