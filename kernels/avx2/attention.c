@@ -1,6 +1,6 @@
-/* Attention over a paged cache.
+/* Attention over a part of a paged cache.
  *
- * A query is one head of one row. Positions go in blocks of BLOCK_TOKENS counted from 0, so a query's
+ * A query is one head of one row. Positions go in blocks of BLOCK_TOKENS counted from the part's first, so a query's
  * arithmetic does not depend on the call it is in; all queries of a call take their turn on a
  * block while it is in L1, QUERIES at a time, so the cache is read from memory once. A query's
  * state between blocks is its unscaled output (kept in y), its maximum and its sum of weights. */
@@ -175,79 +175,63 @@ CHUNK_FN(f16_4, true, 4)
 static chunk_fn *const chunk_fns[2][QUERIES + 1] = {{NULL, f32_1, f32_2, f32_3, f32_4},
                                                     {NULL, f16_1, f16_2, f16_3, f16_4}};
 
-/* The queries of one call, numbered row by row. */
-struct queries {
-    const float *q;
-    float *y;
-    size_t q_stride, y_stride, head_dim;
-    int count, group, first_position;
-    float *max, *sum; /* [count] */
-};
-
-static float *query_output(const struct queries *a, int i)
+/* The queries of a part are numbered row by row. */
+static float *query_output(const struct cpu_attention_part *p, int i)
 {
-    return a->y + (size_t)(i / a->group) * a->y_stride + (size_t)(i % a->group) * a->head_dim;
+    return p->y + (size_t)(i / p->group) * p->y_stride + (size_t)(i % p->group) * p->head_dim;
 }
 
-static void chunk_collect(const struct queries *a, int first, int n, struct chunk *c)
+static void chunk_collect(const struct cpu_attention_part *p, int first, int n, struct chunk *c)
 {
     for (int j = 0; j < n; j++) {
-        int i = first + j, row = i / a->group;
-        c->q[j] = a->q + (size_t)row * a->q_stride + (size_t)(i % a->group) * a->head_dim;
-        c->y[j] = query_output(a, i);
-        c->length[j] = a->first_position + row + 1;
-        c->max[j] = a->max + i;
-        c->sum[j] = a->sum + i;
+        int i = first + j, row = i / p->group, length = p->first_position + row + 1;
+        c->q[j] = p->q + (size_t)row * p->q_stride + (size_t)(i % p->group) * p->head_dim;
+        c->y[j] = query_output(p, i);
+        c->length[j] = length < p->end ? length : p->end;
+        c->max[j] = p->max + i;
+        c->sum[j] = p->sum + i;
     }
 }
 
-static void block_attend(const struct queries *a, const struct kv_view *kv, enum dtype type, float scale,
-                         struct block b)
+static void block_attend(const struct cpu_attention_part *p, const struct kv_view *kv, struct block b)
 {
-    int hidden_rows = b.first - a->first_position; /* rows that end before this block */
-    for (int i = hidden_rows > 0 ? hidden_rows * a->group : 0; i < a->count; i += QUERIES) {
-        int n = a->count - i < QUERIES ? a->count - i : QUERIES;
+    int hidden_rows = b.first - p->first_position; /* rows that end before this block */
+    int count = p->row_count * p->group;
+    for (int i = hidden_rows > 0 ? hidden_rows * p->group : 0; i < count; i += QUERIES) {
+        int n = count - i < QUERIES ? count - i : QUERIES;
         struct chunk c;
-        chunk_collect(a, i, n, &c);
+        chunk_collect(p, i, n, &c);
         int left = c.length[n - 1] - b.first;
         b.count = left < BLOCK_TOKENS ? left : BLOCK_TOKENS;
-        chunk_fns[type == DTYPE_F16][n](kv, &c, &b, scale);
+        chunk_fns[p->type == DTYPE_F16][n](kv, &c, &b, p->scale);
         b.fetch = false;
     }
 }
 
-static void attention(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count, int group,
-                      size_t head_dim, float scale, int first_position, const int32_t *pages, const void *k,
-                      const void *v, enum dtype type, size_t page_stride, float *scratch)
+static void attention(const struct cpu_attention_part *p)
 {
-    if (head_dim % 8) { /* no model has such heads */
+    if (p->head_dim % 8) { /* no model has such heads */
         struct cpu_kernels reference;
         cpu_kernels_reference(&reference);
-        reference.attention(q, q_stride, y, y_stride, row_count, group, head_dim, scale, first_position,
-                            pages, k, v, type, page_stride, scratch);
+        reference.attention(p);
         return;
     }
-    int count = row_count * group, total = first_position + row_count;
-    struct queries a = {q,     y,     q_stride,       y_stride, head_dim,
-                        count, group, first_position, scratch,  scratch + count};
-    size_t elem = dtype_block_bytes(type);
-    int page_count = (total + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-    struct kv_view kv = {k, v, pages, page_stride * elem, head_dim, page_count};
-    for (int i = 0; i < BLOCK_PAGES; i++) page_fetch(kv.k, &kv, i, head_dim * elem);
-    for (int i = 0; i < count; i++) {
-        a.max[i] = -INFINITY;
-        a.sum[i] = 0;
-        float *out = query_output(&a, i);
-        for (size_t d = 0; d < head_dim; d += 8) _mm256_storeu_ps(out + d, _mm256_setzero_ps());
+    int total = p->first_position + p->row_count, end = total < p->end ? total : p->end;
+    size_t elem = dtype_block_bytes(p->type);
+    struct kv_view kv = {.k = p->k,
+                         .v = p->v,
+                         .pages = p->pages,
+                         .page_bytes = p->page_stride * elem,
+                         .head_dim = p->head_dim,
+                         .page_count = (total + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS};
+    for (int i = 0; i < BLOCK_PAGES; i++) page_fetch(kv.k, &kv, p->begin / KV_PAGE_TOKENS + i, p->head_dim * elem);
+    for (int i = 0; i < p->row_count * p->group; i++) {
+        p->max[i] = -INFINITY;
+        p->sum[i] = 0;
+        float *out = query_output(p, i);
+        for (size_t d = 0; d < p->head_dim; d += 8) _mm256_storeu_ps(out + d, _mm256_setzero_ps());
     }
-    for (int t = 0; t < total; t += BLOCK_TOKENS)
-        block_attend(&a, &kv, type, scale, (struct block){t, 0, true});
-    for (int i = 0; i < count; i++) {
-        __m256 f = _mm256_set1_ps(1.0f / a.sum[i]);
-        float *out = query_output(&a, i);
-        for (size_t d = 0; d < head_dim; d += 8)
-            _mm256_storeu_ps(out + d, _mm256_mul_ps(_mm256_loadu_ps(out + d), f));
-    }
+    for (int t = p->begin; t < end; t += BLOCK_TOKENS) block_attend(p, &kv, (struct block){t, 0, true});
 }
 
 void avx2_attention_fill(struct cpu_kernels *k) { k->attention = attention; }

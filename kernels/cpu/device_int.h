@@ -21,6 +21,11 @@
 #define CPU_ROWS_MAX 65536
 /* Query rows one attention call takes. */
 #define CPU_ATTENTION_ROWS 16
+/* Positions that are one part of a softmax. Parts are joined in order, so that a long sequence can be shared out among
+ * threads, and what comes out is the same whether it was or not. */
+#define CPU_ATTENTION_SPAN 512
+/* Parts of all heads of one row that may stand side by side. */
+#define CPU_ATTENTION_PARTS 128
 
 struct cpu_weight {
     struct weight base;
@@ -46,6 +51,9 @@ struct cpu_scratch {
     size_t columns_stride; /* floats from one worker's to the next's */
     float *attention;
     size_t attention_floats;
+
+    float *parts; /* of attention, where a sequence's are computed apart */
+    size_t parts_floats;
 };
 
 struct cpu_grad;

@@ -49,6 +49,23 @@ struct cpu_product {
                      size_t begin, size_t end, float *y, size_t y_stride);
 };
 
+/* Rows [0, row_count) of one sequence against positions [begin, end) of one kv head, for the `group` query heads that
+ * share it. Row i sees those that are at most first_position + i. */
+struct cpu_attention_part {
+    int row_count, group, first_position;
+    int begin, end; /* begin a multiple of KV_PAGE_TOKENS */
+    size_t head_dim;
+    float scale;
+    const float *q; /* the first such head of the first row */
+    float *y;       /* likewise: sum of exp(score - max) value */
+    size_t q_stride, y_stride;
+    float *max, *sum; /* (row_count, group): of the scores seen, of exp(score - max); -INFINITY and 0 where none is */
+    const void *k, *v; /* at (layer, page 0, kv_head, 0, 0), page_stride elements from page to page */
+    enum dtype type;
+    size_t page_stride;
+    const int32_t *pages;
+};
+
 struct cpu_kernels {
     const char *name;
 
@@ -65,13 +82,9 @@ struct cpu_kernels {
     void (*rope)(float *x, size_t rope_dims, const float *cos, const float *sin, bool adjacent_pairs);
     /* n elements to the cache's type */
     void (*kv_store)(void *dst, enum dtype type, const float *src, size_t n);
-    /* Rows [0, row_count) of one sequence against one kv head, for the `group` query heads that share it.
-     * q and y point at the first such head of the first row; k and v at (layer, page 0, kv_head, 0, 0), with
-     * page_stride elements from page to page. Row i attends to positions 0 .. first_position + i. Online
-     * softmax over whole pages in order. scratch: see cpu_attention_scratch; 64-byte aligned. */
-    void (*attention)(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count, int group,
-                      size_t head_dim, float scale, int first_position, const int32_t *pages, const void *k,
-                      const void *v, enum dtype type, size_t page_stride, float *scratch);
+    /* Softmax over the positions of a part, online, over whole pages in order. What comes out for a query does not
+     * depend on the others. */
+    void (*attention)(const struct cpu_attention_part *p);
 
     /* Low-rank products, of `rows` rows that share a matrix, which is read once for a few of them. What comes out for
      * a row does not depend on the others.
@@ -106,12 +119,6 @@ struct cpu_kernels {
 
 /* Of a product's packed operands. */
 #define CPU_MATMUL_FLOATS 16384
-
-/* Floats of scratch an attention call needs. */
-static inline size_t cpu_attention_scratch(int row_count, int group, size_t head_dim)
-{
-    return (size_t)row_count * (size_t)group * (head_dim + 2 + KV_PAGE_TOKENS) + 64;
-}
 
 /* The tables, complete ones: entries a level does not override come from the level below. */
 void cpu_kernels_reference(struct cpu_kernels *k);

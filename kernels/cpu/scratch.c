@@ -45,6 +45,8 @@ static void scratch_lay_out(const struct cpu_device *d, const struct device_limi
     /* What the heads of one row need at any head_dim, or a full block of rows at a usual one. */
     s->attention_floats = size_round_up(size_add(size_mul(cols, 2 * CPU_ATTENTION_ROWS), 64), MEMORY_ALIGN);
     s->attention = carve(c, size_mul(workers, s->attention_floats), sizeof *s->attention);
+    s->parts_floats = size_mul(cols, CPU_ATTENTION_PARTS);
+    s->parts = carve(c, s->parts_floats, sizeof *s->parts);
 }
 
 void cpu_scratch_release(struct cpu_device *d)

@@ -33,44 +33,42 @@ static void add_token(float *acc, float p, const char *v, enum dtype type, size_
     }
 }
 
-/* One query of one head; its result goes straight into y. */
-static void attend(const float *q, float *y, size_t head_dim, float scale, int position, const int32_t *pages,
-                   const void *k, const void *v, enum dtype type, size_t page_stride)
+/* Query `head` of row `row`. */
+static void attend(const struct cpu_attention_part *p, int row, int head)
 {
+    size_t at = (size_t)head * p->head_dim, dim = p->head_dim;
+    const float *q = p->q + (size_t)row * p->q_stride + at;
+    float *y = p->y + (size_t)row * p->y_stride + at;
+    int end = p->first_position + row + 1 < p->end ? p->first_position + row + 1 : p->end;
     float max = -INFINITY, total = 0;
-    memset(y, 0, head_dim * sizeof *y);
+    memset(y, 0, dim * sizeof *y);
 
-    for (int first = 0; first <= position; first += KV_PAGE_TOKENS) {
-        int count = position + 1 - first < KV_PAGE_TOKENS ? position + 1 - first : KV_PAGE_TOKENS;
-        int32_t page = pages[first / KV_PAGE_TOKENS];
+    for (int first = p->begin; first < end; first += KV_PAGE_TOKENS) {
+        int count = end - first < KV_PAGE_TOKENS ? end - first : KV_PAGE_TOKENS;
+        int32_t page = p->pages[first / KV_PAGE_TOKENS];
         float score[KV_PAGE_TOKENS], page_max = max;
         for (int t = 0; t < count; t++) {
             score[t] =
-                scale * dot_token(q, token_at(k, type, page_stride, page, t, head_dim), type, head_dim);
+                p->scale * dot_token(q, token_at(p->k, p->type, p->page_stride, page, t, dim), p->type, dim);
             if (score[t] > page_max) page_max = score[t];
         }
 
         float shrink = expf(max - page_max);
         max = page_max;
         total *= shrink;
-        for (size_t i = 0; i < head_dim; i++) y[i] *= shrink;
+        for (size_t i = 0; i < dim; i++) y[i] *= shrink;
         for (int t = 0; t < count; t++) {
-            float p = expf(score[t] - max);
-            total += p;
-            add_token(y, p, token_at(v, type, page_stride, page, t, head_dim), type, head_dim);
+            float weight = expf(score[t] - max);
+            total += weight;
+            add_token(y, weight, token_at(p->v, p->type, p->page_stride, page, t, dim), p->type, dim);
         }
     }
-    for (size_t i = 0; i < head_dim; i++) y[i] /= total;
+    p->max[row * p->group + head] = max;
+    p->sum[row * p->group + head] = total;
 }
 
-void ref_attention(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count, int group,
-                   size_t head_dim, float scale, int first_position, const int32_t *pages, const void *k,
-                   const void *v, enum dtype type, size_t page_stride, float *scratch)
+void ref_attention(const struct cpu_attention_part *p)
 {
-    (void)scratch;
-    for (int r = 0; r < row_count; r++)
-        for (int h = 0; h < group; h++)
-            attend(q + (size_t)r * q_stride + (size_t)h * head_dim,
-                   y + (size_t)r * y_stride + (size_t)h * head_dim, head_dim, scale, first_position + r,
-                   pages, k, v, type, page_stride);
+    for (int r = 0; r < p->row_count; r++)
+        for (int h = 0; h < p->group; h++) attend(p, r, h);
 }

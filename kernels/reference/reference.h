@@ -17,9 +17,7 @@ float ref_dot_total(const float sum[REF_LANES]);
 
 extern const struct cpu_product ref_product;
 
-void ref_attention(const float *q, size_t q_stride, float *y, size_t y_stride, int row_count, int group,
-                   size_t head_dim, float scale, int first_position, const int32_t *pages, const void *k,
-                   const void *v, enum dtype type, size_t page_stride, float *scratch);
+void ref_attention(const struct cpu_attention_part *p);
 void ref_lr_shrink(const void *a, enum dtype type, size_t d_in, int n, int rows, const float *const *x,
                    float *const *z);
 void ref_lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, int rows, const float *const *z,

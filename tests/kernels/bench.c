@@ -99,7 +99,7 @@ static void bench_product(const struct check *c, enum dtype type, size_t outputs
 
 struct row_bench {
     const struct cpu_kernels *k;
-    float *x, *y, *z, *scratch;
+    float *x, *y, *z;
     void *a, *v;
     int32_t *pages;
     enum dtype type;
@@ -155,8 +155,26 @@ static void run_attention(void *ctx)
 {
     const struct row_bench *b = ctx;
     size_t stride = (size_t)b->group * b->head_dim;
-    b->k->attention(b->x, stride, b->y, stride, b->count, b->group, b->head_dim, 0.125f, b->position,
-                    b->pages, b->a, b->v, b->type, b->page_stride, b->scratch);
+    struct cpu_attention_part part = {
+        .row_count = b->count,
+        .group = b->group,
+        .first_position = b->position,
+        .end = b->position + b->count,
+        .head_dim = b->head_dim,
+        .scale = 0.125f,
+        .q = b->x,
+        .q_stride = stride,
+        .y = b->y,
+        .y_stride = stride,
+        .max = b->z,
+        .sum = b->z + b->count * b->group,
+        .k = b->a,
+        .v = b->v,
+        .type = b->type,
+        .page_stride = b->page_stride,
+        .pages = b->pages,
+    };
+    b->k->attention(&part);
 }
 
 static void bench_rows(const struct check *c, size_t n)
@@ -223,7 +241,7 @@ static void bench_attention(const struct check *c, enum dtype type, int rows, in
     b.a = check_buffer(bytes, MEMORY_ALIGN);
     b.v = check_buffer(bytes, MEMORY_ALIGN);
     b.pages = check_buffer(pages * sizeof *b.pages, sizeof *b.pages);
-    b.scratch = check_buffer(cpu_attention_scratch(rows, group, head_dim) * sizeof(float), MEMORY_ALIGN);
+    b.z = check_floats((size_t)(2 * rows * group));
     for (size_t p = 0; p < pages; p++) b.pages[p] = (int32_t)p;
     check_fill_normal(b.x, width, 1);
     check_fill_type(type, b.a, elems, 1);

@@ -47,14 +47,47 @@ static void make_cache(struct cache *c, const struct shape *s)
     }
 }
 
+/* Rows [row, row + row_count) and heads [head, head + group) over positions from `begin` on; y is divided by the sum
+ * of weights, and untouched where nothing is seen. */
+static void attend_from(const struct cpu_kernels *k, const struct shape *s, const struct cache *c, const float *q,
+                        size_t q_stride, float *y, size_t y_stride, int row, int row_count, int head, int group,
+                        int begin)
+{
+    size_t queries = (size_t)(row_count * group);
+    float *max = check_floats(queries), *sum = check_floats(queries);
+    struct cpu_attention_part part = {
+        .row_count = row_count,
+        .group = group,
+        .first_position = s->first_position + row,
+        .begin = begin,
+        .end = s->first_position + s->row_count,
+        .head_dim = s->head_dim,
+        .scale = 1 / sqrtf((float)s->head_dim),
+        .q = q + (size_t)row * q_stride + (size_t)head * s->head_dim,
+        .q_stride = q_stride,
+        .y = y,
+        .y_stride = y_stride,
+        .max = max,
+        .sum = sum,
+        .k = c->k,
+        .v = c->v,
+        .type = s->type,
+        .page_stride = c->page_stride,
+        .pages = c->pages,
+    };
+    k->attention(&part);
+    for (int i = 0; i < row_count * group; i++) {
+        bool sees = s->first_position + row + i / group >= begin;
+        if (!sees && (max[i] != -INFINITY || sum[i] != 0)) check_fail("a query that sees nothing has %g", (double)sum[i]);
+        float *out = y + (size_t)(i / group) * y_stride + (size_t)(i % group) * s->head_dim;
+        for (size_t d = 0; sees && d < s->head_dim; d++) out[d] /= sum[i];
+    }
+}
+
 static void attend(const struct cpu_kernels *k, const struct shape *s, const struct cache *c, const float *q,
                    size_t q_stride, float *y, size_t y_stride, int row, int row_count, int head, int group)
 {
-    size_t floats = cpu_attention_scratch(row_count, group, s->head_dim);
-    float *scratch = check_buffer(floats * sizeof *scratch, MEMORY_ALIGN);
-    k->attention(q + (size_t)row * q_stride + (size_t)head * s->head_dim, q_stride, y, y_stride, row_count,
-                 group, s->head_dim, 1 / sqrtf((float)s->head_dim), s->first_position + row, c->pages, c->k,
-                 c->v, s->type, c->page_stride, scratch);
+    attend_from(k, s, c, q, q_stride, y, y_stride, row, row_count, head, group, 0);
 }
 
 static void check_shape(const struct check *c, struct shape s)
@@ -84,6 +117,14 @@ static void check_shape(const struct check *c, struct shape s)
         check_near("y", got + r * stride, want + r * stride, tol, width);
         check_untouched("between rows of y", got + r * stride + width, 5 * sizeof *got);
     }
+
+    /* A part that begins later, where some rows see nothing perhaps. */
+    int pages = (s.first_position + s.row_count + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    int begin = (int)check_below((size_t)pages) * KV_PAGE_TOKENS;
+    float *part = check_floats(rows * stride), *part_want = check_floats(rows * stride);
+    attend_from(c->reference, &s, &cache, q, stride, part_want, stride, 0, s.row_count, 0, s.group, begin);
+    attend_from(c->table, &s, &cache, q, stride, part, stride, 0, s.row_count, 0, s.group, begin);
+    for (size_t r = 0; r < rows; r++) check_near("y of a part", part + r * stride, part_want + r * stride, tol, width);
 
     int row = (int)check_below(rows), head = (int)check_below((size_t)s.group);
     float *one = check_floats(s.head_dim);

@@ -427,6 +427,101 @@ static void attention_is_the_same_in_any_chunks(void **state)
         }
 }
 
+/* A sequence long enough that its softmax is computed in several parts, on several threads where rows are few. */
+#define LONG_TOKENS 1700
+#define LONG_PAGES  ((LONG_TOKENS + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS)
+
+struct long_world {
+    struct kv_cache cache;
+    float k[LONG_TOKENS * KV_HEADS * DIM], v[LONG_TOKENS * KV_HEADS * DIM], q[LONG_TOKENS * HEADS * DIM];
+    float y[LONG_TOKENS * HEADS * DIM];
+    int32_t pages[LONG_PAGES];
+};
+
+static void long_world_init(struct long_world *w, struct device *d)
+{
+    struct test_random random = {11};
+    test_fill(&random, w->k, LONG_TOKENS * KV_HEADS * DIM);
+    test_fill(&random, w->v, LONG_TOKENS * KV_HEADS * DIM);
+    test_fill(&random, w->q, LONG_TOKENS * HEADS * DIM);
+    w->cache = (struct kv_cache){DTYPE_F32, 1, KV_HEADS, DIM, LONG_PAGES, NULL, NULL};
+    size_t bytes = kv_cache_bytes(DTYPE_F32, 1, KV_HEADS, DIM, LONG_PAGES);
+    w->cache.k = d->ops->alloc(d, bytes);
+    w->cache.v = d->ops->alloc(d, bytes);
+    for (int p = 0; p < LONG_PAGES; p++) w->pages[p] = LONG_PAGES - 1 - p;
+    for (int t = 0; t < LONG_TOKENS; t++)
+        for (int h = 0; h < KV_HEADS; h++) {
+            size_t page = (size_t)w->pages[t / KV_PAGE_TOKENS];
+            size_t at = ((page * KV_HEADS + (size_t)h) * KV_PAGE_TOKENS + (size_t)t % KV_PAGE_TOKENS) * DIM;
+            memcpy((float *)w->cache.k + at, w->k + (t * KV_HEADS + h) * DIM, DIM * sizeof(float));
+            memcpy((float *)w->cache.v + at, w->v + (t * KV_HEADS + h) * DIM, DIM * sizeof(float));
+        }
+}
+
+static void long_world_attend(struct long_world *w, struct device *d, int from, int count)
+{
+    struct seq_rows seq = {0, count, from, w->pages};
+    struct attention_args args = {.rows = count,
+                                  .heads = HEADS,
+                                  .q = w->q + from * HEADS * DIM,
+                                  .y = w->y + from * HEADS * DIM,
+                                  .scale = 0.25f,
+                                  .seq_count = 1,
+                                  .seqs = &seq,
+                                  .cache = &w->cache};
+    d->ops->attention(d, &args);
+    assert_int_equal(d->ops->sync(d), ST_OK);
+}
+
+static void expect_long_oracle(const struct long_world *w, int position, int head)
+{
+    static double score[LONG_TOKENS];
+    double want[DIM] = {0}, total = 0;
+    int kv_head = head / (HEADS / KV_HEADS);
+    for (int t = 0; t <= position; t++) {
+        score[t] = 0;
+        for (int i = 0; i < DIM; i++)
+            score[t] += 0.25 * w->q[(position * HEADS + head) * DIM + i] * w->k[(t * KV_HEADS + kv_head) * DIM + i];
+        score[t] = exp(score[t]);
+        total += score[t];
+    }
+    for (int t = 0; t <= position; t++)
+        for (int i = 0; i < DIM; i++) want[i] += score[t] / total * w->v[(t * KV_HEADS + kv_head) * DIM + i];
+    /* scores below 6 with sums of 16 terms; sums of 1700 weights in parts of 8 or more */
+    for (int i = 0; i < DIM; i++)
+        assert_true(fabs(w->y[(position * HEADS + head) * DIM + i] - want[i]) <= 2e-5);
+}
+
+static void long_attention_is_the_same_in_parts(void **state)
+{
+    (void)state;
+    static struct long_world w;
+    static float whole[LONG_TOKENS * HEADS * DIM];
+    static const int positions[] = {0, 511, 512, 1023, 1024, 1030, 1536, LONG_TOKENS - 4};
+    for (int level = 0; level <= (int)cpu_level_supported(); level++) {
+        struct device *d = device_open((enum cpu_level)level, 1, HEADS * DIM);
+        long_world_init(&w, d);
+        for (int t = 0; t < LONG_TOKENS; t += ROWS_MAX)
+            long_world_attend(&w, d, t, LONG_TOKENS - t < ROWS_MAX ? LONG_TOKENS - t : ROWS_MAX);
+        for (size_t i = 0; i < sizeof positions / sizeof *positions; i++) expect_long_oracle(&w, positions[i], 4);
+        memcpy(whole, w.y, sizeof whole);
+        for (int threads = 2; threads <= 4; threads++) {
+            struct device *other = device_open((enum cpu_level)level, threads, HEADS * DIM);
+            for (size_t i = 0; i < sizeof positions / sizeof *positions; i++) {
+                size_t at = (size_t)positions[i] * HEADS * DIM;
+                int count = 1 + (int)i % 4;
+                memset(w.y + at, 0xff, (size_t)count * HEADS * DIM * sizeof *w.y);
+                long_world_attend(&w, other, positions[i], count);
+                assert_memory_equal(w.y + at, whole + at, (size_t)count * HEADS * DIM * sizeof *w.y);
+            }
+            other->ops->close(other);
+        }
+        d->ops->free(d, w.cache.k);
+        d->ops->free(d, w.cache.v);
+        d->ops->close(d);
+    }
+}
+
 /* The tables of angles are kept from layer to layer, and must not outlive a change of model. */
 static void rotation_follows_its_frequencies(void **state)
 {
@@ -510,6 +605,7 @@ int main(void)
         cmocka_unit_test(rmsnorm_matches_and_may_be_in_place),
         cmocka_unit_test(attention_matches_double_precision),
         cmocka_unit_test(attention_is_the_same_in_any_chunks),
+        cmocka_unit_test(long_attention_is_the_same_in_parts),
         cmocka_unit_test(rotation_follows_its_frequencies),
         cmocka_unit_test(others_pack_while_ops_run),
     };
