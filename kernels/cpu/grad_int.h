@@ -8,7 +8,6 @@
 /* Blocks are cut by shape alone, never by the number of threads: each is one thread's, and sums over several
  * are added up in order. */
 #define CPU_MATMUL_ROWS   96
-#define CPU_MATMUL_COLS   64
 #define CPU_MATMUL_SERIAL 65536 /* multiply-adds that are not worth a second thread */
 #define CPU_STRIP_ROWS    48    /* queries of attention that go together */
 #define CPU_ROUTE_ROWS    64

@@ -108,17 +108,17 @@ struct cpu_kernels {
     void (*rmsnorm_backward)(const float *x, const float *weight, float eps, size_t n, const float *d_y,
                              float *d_x);
     /* y = factor * softmax(scale * x); y may be x, or NULL. Returns log(sum(exp(scale * x))). What is far
-     * below the maximum may come out as 0 or as up to 2e-38. n >= 1. */
+     * below the maximum may come out as 0 or as up to 2e-38 of `factor`. scale > 0, n >= 1. NaN or infinity in x
+     * gives NaN. */
     float (*softmax)(const float *x, size_t n, float scale, float factor, float *y);
-    /* d_p, of p = softmax(s), becomes d_s = p (d_p - p_d_p), where p_d_p is the sum of p d_p. */
-    void (*softmax_backward)(const float *p, float p_d_p, size_t n, float *d_p);
     /* a->n of the op's elements */
     void (*adamw)(const struct adamw_args *a);
     double (*sum_squares)(const float *x, size_t n);
 };
 
-/* Of a product's packed operands. */
+/* Of a product's packed operands, which columns of C are best for: blocks of so many. */
 #define CPU_MATMUL_FLOATS 16384
+#define CPU_MATMUL_COLS   96
 
 /* The tables, complete ones: entries a level does not override come from the level below. */
 void cpu_kernels_reference(struct cpu_kernels *k);

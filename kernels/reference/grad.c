@@ -81,20 +81,18 @@ float ref_softmax(const float *x, size_t n, float scale, float factor, float *y)
     return (float)(max + log(sum));
 }
 
-void ref_softmax_backward(const float *p, float p_d_p, size_t n, float *d_p)
-{
-    for (size_t i = 0; i < n; i++) d_p[i] = p[i] * (d_p[i] - p_d_p);
-}
-
+/* Coefficients stand in variables of their own, which no store to the vectors can change. */
 void ref_adamw(const struct adamw_args *a)
 {
+    const float beta1 = a->beta1, beta2 = a->beta2, rate = a->rate, eps = a->eps, decay = a->weight_decay;
+    const float correction1 = a->correction1, correction2 = a->correction2, grad_scale = a->grad_scale;
+    float *value = a->value, *grad = a->grad, *m = a->m, *v = a->v;
     for (size_t i = 0; i < a->n; i++) {
-        float g = a->grad[i] * a->grad_scale;
-        float m = a->m[i] = a->beta1 * a->m[i] + (1 - a->beta1) * g;
-        float v = a->v[i] = a->beta2 * a->v[i] + (1 - a->beta2) * g * g;
-        float step = m / a->correction1 / (sqrtf(v / a->correction2) + a->eps);
-        a->value[i] -= a->rate * (step + a->weight_decay * a->value[i]);
-        a->grad[i] = 0;
+        float g = grad[i] * grad_scale;
+        m[i] = beta1 * m[i] + (1 - beta1) * g;
+        v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+        value[i] -= rate * (m[i] / correction1 / (sqrtf(v[i] / correction2) + eps) + decay * value[i]);
+        grad[i] = 0;
     }
 }
 

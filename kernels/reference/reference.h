@@ -28,7 +28,6 @@ void ref_silu_mul_backward(const float *gate, const float *up, const float *d_y,
 void ref_rmsnorm_backward(const float *x, const float *weight, float eps, size_t n, const float *d_y,
                           float *d_x);
 float ref_softmax(const float *x, size_t n, float scale, float factor, float *y);
-void ref_softmax_backward(const float *p, float p_d_p, size_t n, float *d_p);
 void ref_adamw(const struct adamw_args *a);
 double ref_sum_squares(const float *x, size_t n);
 

@@ -60,7 +60,6 @@ void cpu_kernels_reference(struct cpu_kernels *k)
         .silu_mul_backward = ref_silu_mul_backward,
         .rmsnorm_backward = ref_rmsnorm_backward,
         .softmax = ref_softmax,
-        .softmax_backward = ref_softmax_backward,
         .adamw = ref_adamw,
         .sum_squares = ref_sum_squares,
     };
