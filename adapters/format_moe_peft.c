@@ -36,23 +36,31 @@ static const struct config_refusal refused_keys[] = {
     {NULL, NULL},
 };
 
-static enum status strategy_check(const cJSON *config, const char *wanted, struct error *err)
+/* The two halves of an expert or of plain LoRA; `to` is of use where the path has no '@'. */
+#define PAIR(path, to)                                                     \
+    {.pattern = path ".lora_A.weight", .kind = PART_A, .projection = to},  \
+    {                                                                      \
+        .pattern = path ".lora_B.weight", .kind = PART_B, .projection = to \
+    }
+/* What these formats have in common. */
+#define FORMAT_COMMON .known_keys = known_keys, .refused_keys = refused_keys, .rank_key = "r"
+
+/* A setting that may have but one value, which it also has where it is missing. */
+static enum status setting_check(const cJSON *config, const char *key, const char *wanted, struct error *err)
 {
-    const char *strategy = wanted;
-    enum status st = json_get_string(config, "routing_strategy", &strategy, err);
+    const char *value = wanted;
+    enum status st = json_get_string(config, key, &value, err);
     if (st && st != ST_NOT_FOUND) return st;
-    if (strcmp(strategy, wanted) == 0) return ST_OK;
-    return error_set(err, ST_UNSUPPORTED, "'routing_strategy' is '%.40s'; it must be '%s'", strategy, wanted);
+    if (strcmp(value, wanted) == 0) return ST_OK;
+    return error_set(err, ST_UNSUPPORTED, "'%s' is '%.40s'; it must be '%s'", key, value, wanted);
 }
 
 /* --- MoLA, LoRAMoE --- */
 
 static const struct part_name names[] = {
     {.pattern = "@.moe_gate.weight", .kind = PART_ROUTER},
-    {.pattern = "@.experts.%.lora_A.weight", .kind = PART_A},
-    {.pattern = "@.experts.%.lora_B.weight", .kind = PART_B},
-    {.pattern = "@.lora_A.weight", .kind = PART_A},
-    {.pattern = "@.lora_B.weight", .kind = PART_B},
+    PAIR("@.experts.%", PROJ_Q),
+    PAIR("@", PROJ_Q),
     {.pattern = NULL},
 };
 
@@ -61,7 +69,7 @@ static enum status mola_rules(const cJSON *config, struct format_rules *rules, s
 {
     (void)mlp_config;
     rules->attention.rule = GATE_TOPK;
-    enum status st = strategy_check(config, "mola", err);
+    enum status st = setting_check(config, "routing_strategy", "mola", err);
     if (!st) st = rules_experts(config, "num_experts", &rules->attention, err);
     if (!st) st = rules_top_k(config, &rules->attention, err);
     rules->mlp = rules->attention;
@@ -73,16 +81,14 @@ static enum status loramoe_rules(const cJSON *config, struct format_rules *rules
 {
     (void)mlp_config;
     rules->mlp.rule = GATE_DENSE;
-    enum status st = strategy_check(config, "loramoe", err);
+    enum status st = setting_check(config, "routing_strategy", "loramoe", err);
     return st ? st : rules_experts(config, "num_experts", &rules->mlp, err);
 }
 
 const struct adapter_format format_moe_peft_mola = {
     .name = "moe-peft-mola",
     .peft_type = "MOLA",
-    .known_keys = known_keys,
-    .refused_keys = refused_keys,
-    .rank_key = "r",
+    FORMAT_COMMON,
     .prefix = "mola.",
     .names = names,
     .rules_read = mola_rules,
@@ -91,9 +97,7 @@ const struct adapter_format format_moe_peft_mola = {
 const struct adapter_format format_moe_peft_loramoe = {
     .name = "moe-peft-loramoe",
     .peft_type = "LORAMOE",
-    .known_keys = known_keys,
-    .refused_keys = refused_keys,
-    .rank_key = "r",
+    FORMAT_COMMON,
     .prefix = "loramoe.",
     .names = names,
     .rules_read = loramoe_rules,
@@ -103,27 +107,19 @@ const struct adapter_format format_moe_peft_loramoe = {
 
 static const struct part_name mixlora_names[] = {
     {.pattern = "mlp.moe_gate.weight", .kind = PART_ROUTER, .projection = PROJ_FFN},
-    {.pattern = "@.experts.%.lora_A.weight", .kind = PART_A},
-    {.pattern = "@.experts.%.lora_B.weight", .kind = PART_B},
-    {.pattern = "@.lora_A.weight", .kind = PART_A},
-    {.pattern = "@.lora_B.weight", .kind = PART_B},
+    PAIR("@.experts.%", PROJ_Q),
+    PAIR("@", PROJ_Q),
     {.pattern = NULL},
 };
-#define LEGACY_HALVES(name, proj)                                                         \
-    {.pattern = "experts.%." name ".lora_A.weight", .kind = PART_A, .projection = proj},  \
-    {                                                                                     \
-        .pattern = "experts.%." name ".lora_B.weight", .kind = PART_B, .projection = proj \
-    }
 static const struct part_name legacy_names[] = {
     {.pattern = "gate.weight", .kind = PART_ROUTER, .projection = PROJ_FFN},
-    LEGACY_HALVES("w1_proj", PROJ_GATE),
-    LEGACY_HALVES("w2_proj", PROJ_DOWN),
-    LEGACY_HALVES("w3_proj", PROJ_UP),
-    LEGACY_HALVES("gate_proj", PROJ_GATE),
-    LEGACY_HALVES("down_proj", PROJ_DOWN),
-    LEGACY_HALVES("up_proj", PROJ_UP),
-    {.pattern = "@.lora_A.weight", .kind = PART_A},
-    {.pattern = "@.lora_B.weight", .kind = PART_B},
+    PAIR("experts.%.w1_proj", PROJ_GATE),
+    PAIR("experts.%.w2_proj", PROJ_DOWN),
+    PAIR("experts.%.w3_proj", PROJ_UP),
+    PAIR("experts.%.gate_proj", PROJ_GATE),
+    PAIR("experts.%.down_proj", PROJ_DOWN),
+    PAIR("experts.%.up_proj", PROJ_UP),
+    PAIR("@", PROJ_Q),
     {.pattern = NULL},
 };
 static const char *const legacy_aliases[PROJ_COUNT] = {
@@ -152,15 +148,6 @@ static enum status expert_config_read(const cJSON *config, struct lora_config *o
             return error_set(err, ST_INVALID, "'%s' in 'expert_lora' is not supported", v->string);
     enum status st = config_keys_check(own, none, refused_keys, err);
     return st ? st : lora_config_override(out, own, err);
-}
-
-static enum status activation_check(const cJSON *config, struct error *err)
-{
-    const char *name = "silu";
-    enum status st = json_get_string(config, "act_fn", &name, err);
-    if (st && st != ST_NOT_FOUND) return st;
-    if (strcmp(name, "silu") == 0) return ST_OK;
-    return error_set(err, ST_UNSUPPORTED, "'act_fn' is '%.40s'; only silu is supported", name);
 }
 
 /* The router's rule of dynamic routing. MoE-PEFT divides the probabilities by the temperature, not the
@@ -203,7 +190,7 @@ static enum status mixlora_rules(const cJSON *config, struct format_rules *rules
     if (st == ST_NOT_FOUND) return error_set(err, ST_INVALID, "'routing_strategy' is missing");
     if (st) return st;
     rules->mlp.rule = GATE_FFN;
-    st = activation_check(config, err);
+    st = setting_check(config, "act_fn", "silu", err);
     if (!st) st = router_rules(config, strategy, &rules->ffn, err);
     if (!st) st = expert_config_read(config, mlp_config, err);
     return st;
@@ -219,9 +206,7 @@ static enum status legacy_rules(const cJSON *config, struct format_rules *rules,
 const struct adapter_format format_mixlora = {
     .name = "mixlora",
     .peft_type = "MIXLORA",
-    .known_keys = known_keys,
-    .refused_keys = refused_keys,
-    .rank_key = "r",
+    FORMAT_COMMON,
     .prefix = "mixlora.",
     .names = mixlora_names,
     .rules_read = mixlora_rules,
@@ -231,9 +216,7 @@ const struct adapter_format format_mixlora_legacy = {
     .name = "mixlora-legacy",
     .peft_type = "MIXLORA",
     .recognise = legacy_recognise,
-    .known_keys = known_keys,
-    .refused_keys = refused_keys,
-    .rank_key = "r",
+    FORMAT_COMMON,
     .prefix = "mixlora.",
     .names = legacy_names,
     .rules_read = legacy_rules,

@@ -316,7 +316,7 @@ static void mixlora_configurations_are_refused(void **state)
         {MIX "\"mixlora\",\"top_k\":3}", ST_REJECTED, "'top_k' is 3, but layers.0.mlp has 2 experts"},
         {MIX "\"mixlora-dynamic\"}", ST_REJECTED, "'top_p' is missing"},
         {MIX "\"mixlora-dynamic\",\"top_p\":0.5,\"temperature\":-1}", ST_REJECTED, "temperature"},
-        {MIX "\"mixlora\",\"top_k\":1,\"act_fn\":\"gelu_new\"}", ST_UNSUPPORTED, "only silu"},
+        {MIX "\"mixlora\",\"top_k\":1,\"act_fn\":\"gelu_new\"}", ST_UNSUPPORTED, "must be 'silu'"},
         {MIX "\"mixlora\",\"top_k\":1,\"use_dora\":true}", ST_UNSUPPORTED, "DoRA"},
         {MIX "\"mixlora\",\"top_k\":1,\"expert_lora\":[]}", ST_REJECTED, "'expert_lora' must be an object"},
         {MIX "\"mixlora\",\"top_k\":1,\"expert_lora\":{\"r\":1}}", ST_REJECTED, "has rank 2, but"},
