@@ -32,11 +32,12 @@ static la_ssize_t archive_out(struct archive *a, void *ctx, const void *bytes, s
     return -1;
 }
 
+/* libarchive gives no reason where it had no memory for its filters. */
 static enum status archive_failed(struct export *e, struct error *err)
 {
     const char *why = archive_error_string(e->archive);
-    enum status st = archive_errno(e->archive) == ENOMEM ? ST_NOMEM : ST_IO;
-    return error_set(err, st, "cannot write the archive: %s", why ? why : "unknown reason");
+    if (!why || archive_errno(e->archive) == ENOMEM) return error_set(err, ST_NOMEM, "out of memory");
+    return error_set(err, ST_IO, "cannot write the archive: %s", why);
 }
 
 static enum status tar_open(struct export *e, struct error *err)

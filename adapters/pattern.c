@@ -36,6 +36,7 @@ enum status pattern_compile(const char *regex, struct pattern **out, struct erro
     PCRE2_SIZE offset = 0;
     p->code =
         pcre2_compile((PCRE2_SPTR)regex, size, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &code, &offset, NULL);
+    if (!p->code && code == PCRE2_ERROR_HEAP_FAILED) goto done;
     if (!p->code) {
         PCRE2_UCHAR text[128] = "";
         pcre2_get_error_message(code, text, sizeof text);
@@ -68,6 +69,7 @@ enum status pattern_compile_suffix(const char *regex, struct pattern **out, stru
 enum status pattern_match(const struct pattern *p, const char *subject, bool *out, struct error *err)
 {
     int rc = pcre2_match(p->code, (PCRE2_SPTR)subject, strlen(subject), 0, 0, p->match, p->limits);
+    if (rc == PCRE2_ERROR_NOMEMORY) return ST_NOMEM;
     if (rc < 0 && rc != PCRE2_ERROR_NOMATCH)
         return error_set(err, ST_REJECTED,
                          "a pattern takes too long to compare with the module '%.100s'; simplify it",

@@ -23,5 +23,8 @@ long alloc_live(void);
  * must answer ST_NOMEM and keep nothing, the last one ST_OK (and keep nothing either). Returns the number of
  * failures that were tried, or -1 after a message on stderr. */
 int alloc_fail_sweep(enum status (*attempt)(void *ctx), void *ctx);
+/* The same where a library gets by without some of its allocations (the C library's qsort, PCRE2): ST_OK may
+ * be the answer to their failure too. Returns how many failures were answered ST_NOMEM. */
+int alloc_fail_sweep_lenient(enum status (*attempt)(void *ctx), void *ctx);
 
 #endif
