@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server import BINARY, FIXTURES, adapter_files, pack_tar
+from server import BINARY, FIXTURES, adapter_files, eventually, pack_tar
 
 ONE, TWO, THREE = "lora_gqa_tied", "moe_topk", "moe_dense"
 ASK = dict(prompt="abc", max_tokens=12, return_token_ids=True)
@@ -127,6 +127,9 @@ def test_settings_and_rollback_last(start, tmp_path):
     again = info(second, "a")
     assert again["version"] == versions[1] and again["versions"][0]["source"] == "rollback"
     assert (again["description"], again["pinned"], again["id"]) == ("kept", True, number)
+    # Loaded at start, since it is pinned: nobody has asked for it.
+    eventually(lambda: info(second, "a")["versions"][0]["resident"], "the pinned adapter in memory")
+    assert not info(second, "a")["versions"][1]["resident"]
 
 
 # --- downloads ---
