@@ -180,6 +180,8 @@ struct device_ops {
                                struct weight **out);
     enum status (*lr_site_pack)(struct device *d, const struct lr_site_source *src, struct lr_site **out);
     void (*lr_site_free)(struct device *d, struct lr_site *s);
+    /* Of a site with a router of its own; any thread, also during a step. */
+    void (*lr_site_usage)(struct device *d, const struct lr_site *s, struct lr_usage *out);
 
     /* y (count, cols of table) = rows `id` of table, decoded exactly. id is host memory, in range. */
     void (*embed)(struct device *d, const struct weight *table, int count, const int32_t *id, float *y);

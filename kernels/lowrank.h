@@ -90,6 +90,14 @@ struct lr_site {
     size_t bytes; /* device memory it holds */
 };
 
+/* What a site's router has done since the site was packed: rows that it routed, how many of them chose each expert,
+ * and the sums of their gates. Counted while rows are computed, without order: a reader may see part of a step. */
+struct lr_usage {
+    uint64_t rows;
+    uint64_t *chosen; /* [experts], the caller's */
+    double *gate;     /* [experts], the caller's */
+};
+
 /* A whole adapter version: its sites by [layer * PROJ_COUNT + projection], NULL where it has none. */
 struct lr_adapter {
     size_t width; /* scratch a row needs, or more: see lr_width */

@@ -137,6 +137,7 @@ static const struct device_ops cpu_ops = {
     .weight_open = cpu_weight_open,
     .lr_site_pack = cpu_lr_site_pack,
     .lr_site_free = cpu_lr_site_free,
+    .lr_site_usage = cpu_lr_site_usage,
     .embed = device_embed,
     .rmsnorm = device_rmsnorm,
     .site_group = cpu_site_group,

@@ -75,6 +75,7 @@ struct layout {
     size_t b, b_at;
     size_t scale, scale_at;
     size_t vector, gain_at, bias_at;
+    size_t count, count_at;
     size_t bytes; /* of all */
 };
 
@@ -98,6 +99,7 @@ static struct layout lay_out(const struct lr_site_source *src)
     l.b = size_mul(size_mul(experts * rank, size_round_up(src->d_out, LR_PANEL)), elem);
     l.scale = rank ? experts * sizeof(float) : 0;
     l.vector = size_mul(src->d_out, sizeof(float));
+    l.count = rows ? (experts + 1) * sizeof(struct lr_count) : 0;
 
     place(&l, sizeof(struct cpu_lr_site));
     l.scale_at = place(&l, l.scale);
@@ -106,6 +108,7 @@ static struct layout lay_out(const struct lr_site_source *src)
     l.bias_at = place(&l, src->bias ? l.vector : 0);
     l.a_at = place(&l, l.a);
     l.b_at = place(&l, l.b);
+    l.count_at = place(&l, l.count); /* in cache lines of its own */
     return l;
 }
 
@@ -113,6 +116,10 @@ static void fill_site(struct cpu_lr_site *s, const struct lr_site_source *src, c
 {
     size_t elem = dtype_block_bytes(src->type), experts = (size_t)src->experts;
     if (s->router) memcpy(s->router, src->router, experts * l->router_row);
+    for (size_t e = 0; s->count && e <= experts; e++) {
+        atomic_init(&s->count[e].chosen, 0);
+        atomic_init(&s->count[e].gate, 0);
+    }
     if (src->rule == GATE_ADA_THRESHOLD)
         memcpy((char *)s->router + experts * l->router_row, src->threshold_row, l->router_row);
     if (s->gain) memcpy(s->gain, src->base_gain, l->vector);
@@ -157,6 +164,7 @@ enum status cpu_lr_site_pack(struct device *device, const struct lr_site_source 
         .scale = (float *)(void *)(block + l.scale_at),
         .gain = src->base_gain ? (float *)(void *)(block + l.gain_at) : NULL,
         .bias = src->bias ? (float *)(void *)(block + l.bias_at) : NULL,
+        .count = l.count ? (struct lr_count *)(void *)(block + l.count_at) : NULL,
     };
     fill_site(s, src, &l);
     *out = &s->base;
@@ -167,6 +175,61 @@ void cpu_lr_site_free(struct device *device, struct lr_site *s)
 {
     (void)device;
     memory_free(s);
+}
+
+/* --- who is chosen --- */
+
+#define GATE_UNITS 0x1p24 /* to 1 */
+
+/* Of the rows that are computed together, before they are added to the site's. */
+struct tally {
+    int rows, experts;
+    uint32_t chosen[LR_EXPERTS_MAX];
+    uint64_t gate[LR_EXPERTS_MAX];
+};
+
+static void tally_begin(struct tally *t, const struct cpu_lr_site *s)
+{
+    t->rows = 0;
+    t->experts = s->count ? s->base.experts : 0;
+    for (int e = 0; e < t->experts; e++) t->chosen[e] = 0, t->gate[e] = 0;
+}
+
+static void tally_add(struct tally *t, const struct lr_choice *c)
+{
+    for (int j = 0; j < c->count && t->experts; j++) {
+        float gate = c->gate[j];
+        t->chosen[c->expert[j]]++;
+        if (gate > 0 && gate < 0x1p16f) t->gate[c->expert[j]] += (uint64_t)((double)gate * GATE_UNITS);
+    }
+    t->rows++;
+}
+
+static void add(_Atomic uint64_t *to, uint64_t n)
+{
+    if (n) atomic_fetch_add_explicit(to, n, memory_order_relaxed);
+}
+
+static void tally_end(const struct tally *t, const struct cpu_lr_site *s)
+{
+    if (!t->experts) return;
+    for (int e = 0; e < t->experts; e++) {
+        add(&s->count[e].chosen, t->chosen[e]);
+        add(&s->count[e].gate, t->gate[e]);
+    }
+    add(&s->count[t->experts].chosen, (uint64_t)t->rows);
+}
+
+void cpu_lr_site_usage(struct device *device, const struct lr_site *site, struct lr_usage *out)
+{
+    (void)device;
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)site;
+    CHECK(s->count);
+    for (int e = 0; e < site->experts; e++) {
+        out->chosen[e] = atomic_load_explicit(&s->count[e].chosen, memory_order_relaxed);
+        out->gate[e] = (double)atomic_load_explicit(&s->count[e].gate, memory_order_relaxed) / GATE_UNITS;
+    }
+    out->rows = atomic_load_explicit(&s->count[site->experts].chosen, memory_order_relaxed);
 }
 
 /* --- records --- */
@@ -196,6 +259,10 @@ void lr_route(const struct cpu_kernels *k, const struct lr_site *site, const flo
     float *z = logits;
     if (s->router) k->lr_shrink(s->router, s->router_type, site->d_in, router_rows(site), 1, &x, &z);
     out->count = route_gates(site, logits, out->expert, out->gate);
+    struct tally t;
+    tally_begin(&t, s);
+    tally_add(&t, out);
+    tally_end(&t, s);
 }
 
 size_t lr_record_width(const struct lr_site *s, int chosen_max)
@@ -315,13 +382,17 @@ void lr_records_fill(const struct cpu_kernels *k, const struct lr_records *r, fl
     }
     if (s->router)
         k->lr_shrink(s->router, s->router_type, site->d_in, router_rows(site), r->count, from, out);
+    struct tally tally;
+    tally_begin(&tally, s);
     for (int i = 0; i < r->count; i++) {
         struct lr_record record = record_of(r, i);
         struct lr_choice choice;
         choice.count = route_gates(site, logits[i], choice.expert, choice.gate);
+        tally_add(&tally, &choice);
         lr_record_choose(&record, &choice);
         memcpy(logits[i], choice.gate, (size_t)choice.count * sizeof *choice.gate); /* gates from here on */
     }
+    tally_end(&tally, s);
     (s->shared_a ? shrink_shared : shrink_by_expert)(k, r, x, x_stride);
     for (int i = 0; i < r->count; i++) {
         struct lr_record record = record_of(r, i);

@@ -1,5 +1,5 @@
-/* Packed low-rank sites on the CPU, and the two halves of their work: for one row, and for several rows of one
- * site, which share what they read. A row's results are the same bits either way.
+/* Packed low-rank sites on the CPU, and the two halves of their work: for one row, and for several rows of
+ * one site, which share what they read. A row's results are the same bits either way.
  *
  * Between the halves a row's results stand in a record, floats of scratch: room for the indices of the
  * most experts the row may choose, with -1 after the last of fewer, then z = gate scale weight (A x) of
@@ -9,6 +9,8 @@
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/device.h"
+
+#include <stdatomic.h>
 
 /* Outputs that lie together in a packed B: a step reads a chunk of columns of many different adapters,
  * and each should be one run of memory, not a few bytes of every row. */
@@ -27,10 +29,19 @@ struct cpu_lr_site {
     void *b; /* (experts, panels, rank, LR_PANEL): B transposed by panels, the last one padded with zeros */
     float *scale;       /* [experts] */
     float *gain, *bias; /* (d_out) or NULL */
+    struct lr_count
+        *count; /* [experts + 1], the last one of rows; NULL without a router. The one thing that changes */
+};
+
+/* Added to by several threads at once. Sums of gates are whole multiples of a small unit, so that they do not
+ * depend on the order. */
+struct lr_count {
+    _Atomic uint64_t chosen, gate;
 };
 
 enum status cpu_lr_site_pack(struct device *device, const struct lr_site_source *src, struct lr_site **out);
 void cpu_lr_site_free(struct device *device, struct lr_site *s);
+void cpu_lr_site_usage(struct device *device, const struct lr_site *s, struct lr_usage *out);
 
 /* The experts of one row. */
 struct lr_choice {
@@ -71,8 +82,8 @@ struct lr_records {
 void lr_records_fill(const struct cpu_kernels *k, const struct lr_records *r, float weight, const float *x,
                      size_t x_stride);
 /* Adds to each row of y what all its chosen experts add, in ascending order. */
-void lr_records_apply(const struct cpu_kernels *k, const struct lr_records *r, size_t begin, size_t cols, float *y,
-                      size_t y_stride);
+void lr_records_apply(const struct cpu_kernels *k, const struct lr_records *r, size_t begin, size_t cols,
+                      float *y, size_t y_stride);
 
 /* y[c] += sum_i z[i] bt[i, c] in fp32: lr_expand for one row. */
 static inline void lr_add_floats(const struct cpu_kernels *k, const float *bt, size_t bt_stride, int n,

@@ -560,6 +560,53 @@ static void impossible_sites_are_refused(void **state)
     d->ops->close(d);
 }
 
+/* Two batches of 32 rows, in one segment and in segments of one row, by several threads. */
+static void choices_are_counted(void **state)
+{
+    (void)state;
+    static const struct test_site_shape shape = {8, 2, 3, GATE_TOPK, 8, DTYPE_F32, DTYPE_F32};
+    static struct outputs out;
+    struct world w;
+    struct test_adapter adapter;
+    world_init(&w, CPU_LEVEL_BEST, 4, DTYPE_Q8_0);
+    test_adapter_make(w.d, &w.random, &shape, D_IN, all_sites, &adapter);
+    struct lr_member member = {&adapter.lr, 0.5f};
+    struct lr_segment whole = {0, BATCH, 1, &member}, rows[BATCH];
+    for (int r = 0; r < BATCH; r++) rows[r] = (struct lr_segment){r, 1, 1, &member};
+    run_group(&w, &groups[0], 0, BATCH, &whole, 1, &out);
+    run_group(&w, &groups[0], 0, BATCH, rows, BATCH, &out);
+
+    for (int p = PROJ_Q; p <= PROJ_V; p++) {
+        uint64_t chosen[8], expected[8] = {0}, unsure = 0;
+        double gate[8], expected_gate[8] = {0}, one[8], error[8];
+        for (int r = 0; r < BATCH; r++) {
+            bool sure = true;
+            test_site_gates(&adapter.site[p], w.x + r * (D_IN + 1), one, error);
+            for (int e = 0; e < 8; e++) sure &= isfinite(error[e]) != 0;
+            for (int e = 0; e < 8 && sure; e++) {
+                expected[e] += one[e] > 0 ? 2 : 0;
+                expected_gate[e] += 2 * one[e];
+            }
+            unsure += sure ? 0 : 2; /* a near tie: rounding may choose otherwise */
+        }
+        struct lr_usage usage = {.chosen = chosen, .gate = gate};
+        uint64_t all = 0;
+        w.d->ops->lr_site_usage(w.d, adapter.packed[p], &usage);
+        assert_int_equal(usage.rows, 2 * BATCH);
+        assert_true(unsure <= 4);
+        for (int e = 0; e < 8; e++) {
+            all += chosen[e];
+            assert_in_range(chosen[e], expected[e], expected[e] + unsure);
+            /* fp32 gates, rounded to 2^-24 */
+            assert_true(gate[e] >= expected_gate[e] - 2 * BATCH * 1e-5 &&
+                        gate[e] <= expected_gate[e] + 2 * BATCH * 1e-5 + (double)unsure);
+        }
+        assert_int_equal(all, 2 * BATCH * 3);
+    }
+    test_adapter_release(w.d, &adapter);
+    world_release(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -571,6 +618,7 @@ int main(void)
         cmocka_unit_test(no_expert_is_the_base),
         cmocka_unit_test(nan_stays_in_its_row),
         cmocka_unit_test(types_mix_in_a_group),
+        cmocka_unit_test(choices_are_counted),
         cmocka_unit_test(impossible_sites_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
