@@ -58,8 +58,9 @@ void head_run(struct pass *p)
 {
     if (p->backward && pass_ready(p))
         p->grad->fill(p->device, p->d_x, (size_t)p->batch->rows * p->model->shape.embed, 0);
-    for (int at = 0; at < p->scored_count; at += HEAD_ROWS) {
+    int rows = p->tile_rows < HEAD_ROWS ? p->tile_rows : HEAD_ROWS; /* of an op at most */
+    for (int at = 0; at < p->scored_count; at += rows) {
         int left = p->scored_count - at;
-        rows_run(p, left < HEAD_ROWS ? left : HEAD_ROWS, p->scored + at);
+        rows_run(p, left < rows ? left : rows, p->scored + at);
     }
 }
