@@ -325,8 +325,8 @@ static void sort_by_expert(const struct lr_records *r, struct rows_by_expert *ou
     memset(out->count, 0, (size_t)r->first.site->experts * sizeof *out->count);
     for (int i = 0; i < r->count; i++) {
         struct lr_record record = record_of(r, i);
-        for (int j = 0, count = lr_record_count(&record); j < count; j++) {
-            int32_t e = expert_at(&record, j);
+        int32_t e;
+        for (int j = 0; j < record.chosen_max && (e = expert_at(&record, j)) >= 0; j++) {
             int at = out->count[e]++;
             out->row[e][at] = (uint8_t)i;
             out->choice[e][at] = (uint8_t)j;

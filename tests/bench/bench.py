@@ -57,11 +57,11 @@ def roofs(threads):
 
 # ---------------------------------------------------------------- rows
 
-def measure(group, rounds):
+def measure(fleet, group, rounds):
     """Fills the rows' values. A row that fails is left out from then on; its error comes back by row."""
     failed = {}
-    for i in range(min(rounds, group.rounds_max)):
-        tell(f"{group.name}, round {i + 1} of {min(rounds, group.rounds_max)}")
+    for i in range(rounds):
+        tell(f"{group.name}, round {i + 1} of {rounds}")
         for row in group.rows:
             if id(row) in failed:
                 continue
@@ -74,7 +74,7 @@ def measure(group, rounds):
             except Exception as e:  # whatever it is, the other rows go on
                 failed[id(row)] = f"{type(e).__name__}: {e}"
                 tell(f"{row.what}: {failed[id(row)]}")
-                group.drop_dead()
+                fleet.close(lambda model, process: process.dead)
     return failed
 
 
@@ -100,8 +100,7 @@ def line_of(row, limits):
 
 def run_group(fleet, make, rounds, limits):
     group = make()
-    group.drop_dead = lambda: fleet.close(lambda model, process: process.dead)
-    failed = measure(group, rounds)
+    failed = measure(fleet, group, rounds)
     lines = []
     for row in group.rows:
         try:
@@ -121,8 +120,8 @@ def run_speed(fleet, chosen, rounds, limits, out):
         except Exception as e:
             group, lines = None, [f"| {name} | | failed: {type(e).__name__}: {e} | | | | | | |"]
         out(lines)
-        if group:
-            fleet.close(lambda model, process: model in group.models and "1B" in group.name)
+        if group and group.last:
+            fleet.close(lambda model, process: model in group.models)
 
 
 # ---------------------------------------------------------------- the rest

@@ -182,6 +182,17 @@ class HttpServer:
         streams, begin = self.streams(models, prompts, tokens)
         return max(s.first for s in streams) - begin
 
+    def http_share(self, models, prompts, tokens):
+        """Percent of the server's processor time that its I/O thread, the main one, takes of such an answer."""
+        before = self._thread_seconds()
+        self.streams(models, prompts, tokens)
+        spent = {thread: s - before.get(thread, 0) for thread, s in self._thread_seconds().items()}
+        return 100 * spent[str(self.server.process.pid)] / sum(spent.values())
+
+    def _thread_seconds(self):
+        tasks = Path(f"/proc/{self.server.process.pid}/task")
+        return {task.name: int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks.iterdir()}
+
     def close(self):
         self.server.kill()
         self.folder.cleanup()

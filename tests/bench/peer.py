@@ -16,6 +16,7 @@ import llama_cpp as ll
 import numpy as np
 
 UBATCH = 512
+DECODE_S = 20  # a machine that others use can slow its threads a hundredfold: the rate of so long will do
 
 
 def prompt_token(text, sequence, position):
@@ -66,15 +67,21 @@ class Peer:
         """Generated tokens a second, after prompts of the given length, which are read once. Rows of different
         adapters go one adapter after the other, each to its end, as llama.cpp's server does it."""
         context = self._prompted(sequences, length, length + tokens)
-        took = 0.0
-        for group in self._groups(sequences, adapters):
+        groups = self._groups(sequences, adapters)
+        took, made = 0.0, 0
+        for group in groups:
             self._use(context, group[0] % adapters if adapters else None)
+            group_s = 0.0
             for t in range(tokens):
-                took += self._decode(context, [(1000 + t, length + t, s, True) for s in group])
+                if group_s > DECODE_S / len(groups):
+                    break
+                group_s += self._decode(context, [(1000 + t, length + t, s, True) for s in group])
+                made += len(group)
+            took += group_s
         memory = ll.llama_get_memory(context)
         for s in range(sequences):
             ll.llama_memory_seq_rm(memory, s, length, -1)
-        return sequences * tokens / took
+        return made / took
 
     def first_token(self, sequences, length, tokens, prompts_first):
         """Seconds until the last of so many requests, each with an adapter of its own, has its first token. Its server

@@ -34,8 +34,8 @@ class Row:
 class Group:
     name: str
     rows: list
-    models: list  # paths; their processes end with the last group that wants them
-    rounds_max: int = 99
+    models: list  # paths
+    last: bool = False  # of those that want these models: their processes end with it
 
 
 def prompts(count, length):
@@ -157,6 +157,12 @@ class Rows:
         return Row("decode, batch 32: share of a step outside the device's ops", kind,
                    lambda: 100 * fleet.engine(path).overhead(batch, PROMPT, TOKENS[batch]), unit="%", less_is_better=True)
 
+    def http_share(self, path, kind):
+        fleet, batch = self.fleet, 32
+        return Row("decode over HTTP, 32 streams: share of the processor's time that HTTP and SSE take", kind,
+                   lambda: fleet.server(path).http_share([None] * batch, prompts(batch, PROMPT), 2 * TOKENS[batch]),
+                   unit="%", less_is_better=True)
+
     def http_32(self, path, kind, base):
         fleet = self.fleet
         return Row("decode over HTTP, 32 streams", kind,
@@ -211,7 +217,8 @@ class Rows:
         path = models.smollm2(kind)
         base = self.decode(path, kind, 32, tokens=2 * TOKENS[32])
         base.peer = None
-        return Group(f"step overhead {kind}", [base, self.http_32(path, kind, base), self.overhead(path, kind)], [path])
+        return Group(f"step overhead {kind}", [base, self.http_32(path, kind, base), self.overhead(path, kind),
+                                               self.http_share(path, kind)], [path])
 
     def long_context(self, kind):
         path = models.smollm2(kind)
@@ -222,7 +229,7 @@ class Rows:
         path, name = models.random_1b(kind), f"1B {kind}"
         rows = [self.decode(path, name, 1, tokens=16, length=PROMPT), self.decode(path, name, 8, tokens=8),
                 self.prefill(path, name, 1, 256)]
-        return Group(f"large 1B {kind}", rows, [path])
+        return Group(f"large 1B {kind}", rows, [path], last=True)
 
 
 def round_counter():
