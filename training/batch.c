@@ -135,6 +135,7 @@ void train_batch_release(struct train_batch *b)
     memory_free(b->token);
     memory_free(b->target);
     memory_free(b->weight);
+    memory_free(b->logprob);
     memory_free(b->old);
     *b = (struct train_batch){0};
 }
@@ -149,8 +150,9 @@ enum status train_batch_reserve(struct train_batch *b, int rows, int sequences)
     n.token = memory_zalloc(count, sizeof *n.token);
     n.target = memory_zalloc(count, sizeof *n.target);
     n.weight = memory_zalloc(count, sizeof *n.weight);
+    n.logprob = memory_zalloc(count, sizeof *n.logprob);
     n.old = memory_zalloc(count, sizeof *n.old);
-    if (!n.first_row || !n.token || !n.target || !n.weight || !n.old) {
+    if (!n.first_row || !n.token || !n.target || !n.weight || !n.logprob || !n.old) {
         train_batch_release(&n);
         return ST_NOMEM;
     }

@@ -42,6 +42,7 @@ struct train_batch {
     int *first_row;
     int32_t *token, *target;
     float *weight;
+    float *logprob;        /* [rows], for whoever runs passes */
     struct old_token *old; /* [rows] of the token after each; 0 where the data has none */
     double weight_sum;
 };

@@ -106,7 +106,7 @@ static enum status check(const struct file_map *map, const struct learner *l, co
     crypto_generichash(hash, HASH_BYTES, map->data, hashed, NULL, 0);
     if (memcmp(hash, (const char *)map->data + hashed, HASH_BYTES) != 0)
         return error_set(err, ST_BAD_FORMAT, "the checkpoint '%s' is damaged", path);
-    head.state.run[CHECKPOINT_RUN_HEX] = '\0';
+    head.state.run[CHECKPOINT_RUN_MAX - 1] = '\0';
     if (head.count != l->params->count || map->size != file_bytes(head.count))
         return error_set(err, ST_REJECTED, "the checkpoint '%s' is of an adapter of %llu parameters, not %zu",
                          path, (unsigned long long)head.count, l->params->count);

@@ -7,11 +7,11 @@
 
 #include "training/learner.h"
 
-#define CHECKPOINT_RUN_HEX 32
+#define CHECKPOINT_RUN_MAX 40
 
 struct checkpoint_state {
     /* Of the run: adapter, examples and settings (run_identity). A checkpoint of another is not continued. */
-    char run[CHECKPOINT_RUN_HEX + 1];
+    char run[CHECKPOINT_RUN_MAX];
     int64_t step;        /* done */
     int64_t optim_steps; /* as the learner counts them */
     int64_t tokens;

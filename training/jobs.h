@@ -20,6 +20,7 @@
 #include "training/routing.h"
 #include "training/settings.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -166,7 +167,7 @@ NODISCARD enum status jobs_list(struct jobs *j, const char *tenant, const char *
 NODISCARD enum status jobs_cancel(struct jobs *j, const char *tenant, const char *id, struct error *err);
 /* Forgets an ended job with its events and checkpoints. ST_BUSY: it has not ended. */
 NODISCARD enum status jobs_delete(struct jobs *j, const char *tenant, const char *id, struct error *err);
-/* Publishes the result of a job that succeeded, again or for the first time. ST_CONFLICT: it has none (any
+/* Publishes the result of an ended job, again or for the first time. ST_CONFLICT: it has none (any
  * more), or as registry_put. */
 NODISCARD enum status jobs_publish(struct jobs *j, const char *tenant, const char *id,
                                    const char *expected_version, struct put_result *out, struct error *err);
@@ -279,7 +280,8 @@ struct session_call {
     void (*done)(struct session_call *c); /* on a thread of the jobs'; must not block. result is filled in */
     void *ctx;
     struct session_result result;
-    struct session_call *next; /* private */
+    struct session_call *next; /* these two are private */
+    atomic_bool cancelled;
 };
 /* Queues the call: done comes exactly once, maybe before this returns. (quick) */
 void session_start(struct jobs *j, struct session_call *c);

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* One run of a batch. */
 struct objective {
@@ -73,7 +74,7 @@ static void cross_entropy(struct objective *o)
     for (int r = 0; r < b->pass.rows; r++) b->weight[r] = (float)((double)b->weight[r] / o->divisor);
 }
 
-static double divisor_of(const struct train_batch *b, const struct train_settings *s)
+double objective_divisor(const struct train_batch *b, const struct train_settings *s)
 {
     if (s->reduction == REDUCTION_SUM) return 1;
     return s->loss == LOSS_DPO ? b->pass.seq_count / 2 : b->weight_sum;
@@ -89,6 +90,8 @@ static enum status weigh(struct objective *o, const atomic_bool *cancel)
     }
     enum status st = pass_forward(o->l->pass, &o->l->batch.pass, NULL, cancel, &first);
     if (st) return st;
+    /* The second pass sees other weights, and where they are 0 no log p. */
+    memcpy(o->l->batch.logprob, first.logprob, (size_t)o->l->batch.pass.rows * sizeof *first.logprob);
     if (o->s->loss == LOSS_DPO)
         dpo(o, first.logprob);
     else
@@ -97,7 +100,7 @@ static enum status weigh(struct objective *o, const atomic_bool *cancel)
 }
 
 enum status objective_run(struct learner *l, const struct train_settings *s, const double *reference,
-                          uint64_t seed, bool backward, const atomic_bool *cancel,
+                          double divisor, uint64_t seed, bool backward, const atomic_bool *cancel,
                           struct objective_result *out)
 {
     struct train_batch *b = &l->batch;
@@ -108,7 +111,7 @@ enum status objective_run(struct learner *l, const struct train_settings *s, con
                                    .seed = seed};
     struct objective_result result = {
         .margin = NAN, .accuracy = NAN, .clipped = NAN, .weight = b->weight_sum, .tokens = b->pass.rows};
-    struct objective o = {l, s, reference, divisor_of(b, s), &result};
+    struct objective o = {l, s, reference, divisor, &result};
     struct pass_result pass;
     enum status st = weigh(&o, cancel);
     if (!st)
@@ -123,7 +126,7 @@ enum status objective_run(struct learner *l, const struct train_settings *s, con
     result.loss = result.objective;
     if (routed) result.loss += s->balance * pass.balance;
     if (compared) result.loss += s->contrast * pass.contrast;
-    result.logprob = pass.logprob;
+    result.logprob = s->loss == LOSS_CROSS_ENTROPY ? pass.logprob : b->logprob;
     result.routing = pass.routing;
     *out = result;
     return ST_OK;
@@ -149,7 +152,7 @@ static enum status evaluate_batch(struct learner *l, const struct train_settings
     struct objective_result result = {0};
     struct objective o = {l, &whole, reference, 1, &result};
     whole.reduction = REDUCTION_SUM;
-    *divisor += divisor_of(&l->batch, s);
+    *divisor += objective_divisor(&l->batch, s);
     out->tokens += l->batch.pass.rows;
     enum status st = weigh(&o, cancel);
     if (!st && s->loss == LOSS_CROSS_ENTROPY) {

@@ -20,17 +20,20 @@ struct objective_result {
     double clipped; /* ppo: share of tokens whose ratio is clipped. NAN otherwise */
     double weight;  /* sum over tokens */
     int64_t tokens; /* rows */
-    /* The pass', until the next one. */
+    /* Until the next pass. logprob [rows]: before the update, of tokens that weigh anything in the data. */
     const float *logprob;
     const struct pass_routing *routing;
 };
 
-/* Of l->batch, which holds the data's weights; they are overwritten. reference: with dpo, [sequences]
- * log-probabilities of the model the run began with; NULL otherwise. seed: of the contrastive loss' sample.
- * backward: gradients are added to params.grad; else nothing of l changes. As pass_backward; a result may be
- * not finite. */
+/* What the sum over a batch is divided by: its weights, or with dpo its pairs; 1 with REDUCTION_SUM. */
+double objective_divisor(const struct train_batch *b, const struct train_settings *s);
+
+/* Of l->batch, which holds the data's weights; they are overwritten. divisor: objective_divisor of all
+ * batches whose gradients are added up. reference: with dpo, [sequences] log-probabilities of the model the
+ * run began with; NULL otherwise. seed: of the contrastive loss' sample. backward: gradients are added to
+ * params.grad; else nothing of l changes. As pass_backward; a result may be not finite. */
 NODISCARD enum status objective_run(struct learner *l, const struct train_settings *s,
-                                    const double *reference, uint64_t seed, bool backward,
+                                    const double *reference, double divisor, uint64_t seed, bool backward,
                                     const atomic_bool *cancel, struct objective_result *out);
 
 /* Of l->batch: each sequence's sum of weight * log p: out [sequences]. */

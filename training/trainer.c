@@ -23,7 +23,7 @@ struct trainer {
     double last_loss;                        /* NAN: no step yet */
     struct objective_evaluation before, now; /* now: as of step now_step */
     int64_t now_step;
-    char run[CHECKPOINT_RUN_HEX + 1];
+    char run[CHECKPOINT_RUN_MAX];
     bool over;           /* after ST_REJECTED */
     double last_seconds; /* the clock when the last step ended; 0: none */
 };
@@ -47,9 +47,8 @@ static double now_seconds(void)
 
 /* --- opening --- */
 
-static enum status check_settings(const struct trainer_config *c, struct error *err)
+enum status trainer_check(const struct train_settings *s, struct error *err)
 {
-    const struct train_settings *s = &c->settings;
     if (s->loss != LOSS_CROSS_ENTROPY && s->loss != LOSS_DPO)
         return error_set(err, ST_UNSUPPORTED,
                          "loss: importance_sampling and ppo need fresh samples between steps: they are for "
@@ -110,7 +109,7 @@ static void identify_run(struct trainer *t, struct strbuf *text)
 {
     const struct dataset *sets[] = {t->config.examples, t->config.validation};
     crypto_generichash_state hash;
-    unsigned char digest[CHECKPOINT_RUN_HEX / 2];
+    unsigned char digest[16];
     crypto_generichash_init(&hash, NULL, 0, sizeof digest);
     train_settings_write(&t->config.settings, text);
     strbuf_printf(text, "\n%s\n%lld", t->config.identity ? t->config.identity : "", (long long)t->steps);
@@ -149,7 +148,7 @@ static enum status build(struct trainer *t, struct error *err)
 
 enum status trainer_open(const struct trainer_config *config, struct trainer **out, struct error *err)
 {
-    enum status st = check_settings(config, err);
+    enum status st = trainer_check(&config->settings, err);
     if (st) return st;
     struct trainer *t = calloc(1, sizeof *t);
     if (!t) return no_memory(err);
@@ -285,6 +284,7 @@ static enum status gradients(struct trainer *t, const atomic_bool *cancel, struc
     enum status st = fill(t, &reference, &out->epoch);
     if (!st)
         st = objective_run(t->learner, &t->config.settings, reference,
+                           objective_divisor(&t->learner->batch, &t->config.settings),
                            random_hash(t->config.settings.seed) + (uint64_t)t->step, true, cancel,
                            &out->result);
     memory_free(reference);

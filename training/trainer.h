@@ -23,6 +23,9 @@ struct trainer_config {
     const char *identity; /* of adapter and examples, for the checkpoint: any text */
 };
 
+/* Whether a run can have such settings. ST_UNSUPPORTED: losses that are for step-wise training only. */
+NODISCARD enum status trainer_check(const struct train_settings *s, struct error *err);
+
 /* ST_INVALID: settings that do not go together, or that ask for held-out examples where there are none;
  * ST_UNSUPPORTED: as params_open, and losses that are for step-wise training only; ST_NOMEM, ST_DRAINING,
  * ST_DEVICE. */

@@ -44,7 +44,7 @@ void train_set_open(struct train_set *s, const char *model, int experts, float a
     *s = (struct train_set){.rig = rig_open_at(test_path("models/%s", model).text, CPU_LEVEL_BEST, 2,
                                                (struct engine_config){.kv_bytes = 1 << 20})};
     for (int p = 0; p < PROJ_COUNT; p++) f.target[p] = true;
-    s->base = adapter_base_of(engine_model(s->rig.engine));
+    train_set_base(s->rig.engine, &s->base);
     assert_ok(bundle_fresh(&f, &s->base, &s->bundle, &err), err);
     assert_ok(transposed_open(s->rig.engine, &s->transposed, &err), err);
     s->examples = read_set(s, train_set_text, LOSS_CROSS_ENTROPY);
@@ -58,6 +58,11 @@ void train_set_close(struct train_set *s)
     adapter_bundle_free(s->bundle);
     transposed_close(s->transposed);
     rig_close(&s->rig);
+}
+
+void train_set_base(const struct engine *e, struct adapter_base *out)
+{
+    *out = adapter_base_of(engine_model(e));
 }
 
 struct train_settings train_set_settings(void)

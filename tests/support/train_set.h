@@ -22,6 +22,9 @@ struct train_set {
 void train_set_open(struct train_set *s, const char *model, int experts, float alpha);
 void train_set_close(struct train_set *s);
 
+/* What adapters of an engine's model must fit. */
+void train_set_base(const struct engine *e, struct adapter_base *out);
+
 /* Settings for runs of seconds: 8 steps of 64 tokens, no checkpoints of their own. */
 struct train_settings train_set_settings(void);
 struct trainer_config train_set_config(const struct train_set *s, const struct train_settings *settings);

@@ -314,7 +314,7 @@ static struct learner *open_learner(struct train_batch *batch, float *logprob)
 static double gradient_of(struct learner *l, const struct train_settings *s, struct objective_result *out)
 {
     double norm;
-    assert_int_equal(objective_run(l, s, NULL, 0, true, NULL, out), ST_OK);
+    assert_int_equal(objective_run(l, s, NULL, objective_divisor(&l->batch, s), 0, true, NULL, out), ST_OK);
     struct train_settings still = *s;
     still.clip = 0;
     assert_int_equal(learner_update(l, &still, 0, &norm), ST_OK); /* at rate 0 nothing moves */
