@@ -61,7 +61,7 @@ struct version_info {
 
 struct adapter_info {
     char name[ADAPTER_NAME_MAX + 1];
-    int64_t number; /* unique, the same as long as the adapter exists */
+    int64_t number; /* unique for ever, the same as long as the adapter exists */
     struct adapter_settings settings;
     int version_count;
     struct version_info

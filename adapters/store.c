@@ -48,6 +48,14 @@ static const char *const migrations[] = {
     "ALTER TABLE adapter DROP COLUMN current;"
     "PRAGMA user_version = 2;"
     "COMMIT",
+    /* The number of a deleted adapter is not given out again. */
+    "BEGIN IMMEDIATE;"
+    "CREATE TABLE adapter_number (last INTEGER NOT NULL);"
+    "INSERT INTO adapter_number SELECT coalesce(max(id), 0) FROM adapter;"
+    "CREATE TRIGGER adapter_numbered AFTER INSERT ON adapter BEGIN"
+    " UPDATE adapter_number SET last = max(last, new.id); END;"
+    "PRAGMA user_version = 3;"
+    "COMMIT",
 };
 #define SCHEMA_VERSION (int)(sizeof migrations / sizeof *migrations)
 
@@ -61,7 +69,8 @@ static const char *const migrations[] = {
              " v.config_blob, v.tensors_blob, v.base, v.created, v.published, v.source, v.bytes, v.format," \
              " v.targets, v.rank, v.experts, v.top_k, v.sites, v.parameters"                                \
              " FROM version v JOIN adapter a ON a.id = v.adapter ORDER BY a.tenant, a.name, v.serial")      \
-    X(ADAPTER_ADD, "INSERT INTO adapter (tenant, name) VALUES (?1, ?2)"                                     \
+    X(ADAPTER_ADD, "INSERT INTO adapter (id, tenant, name)"                                                 \
+                   " VALUES ((SELECT last + 1 FROM adapter_number), ?1, ?2)"                                \
                    " ON CONFLICT (tenant, name) DO UPDATE SET name = name RETURNING id")                    \
     X(VERSION_ADD, "INSERT INTO version (adapter, version, hash, config_blob, tensors_blob, base, created," \
                    " bytes, format, targets, rank, experts, top_k, sites, parameters)"                      \

@@ -42,7 +42,7 @@ struct adapter_settings {
 
 struct adapter_record {
     const char *tenant, *name;
-    int64_t number; /* unique, the same as long as the adapter exists */
+    int64_t number; /* unique for ever, the same as long as the adapter exists */
     struct adapter_settings settings;
 };
 

@@ -143,6 +143,7 @@ static void an_earlier_schema_is_brought_up(void **state)
     shelf_close(f);
     assert_true(
         asprintf(&sql,
+                 "DROP TRIGGER adapter_numbered; DROP TABLE adapter_number;"
                  "ALTER TABLE adapter ADD COLUMN current TEXT NOT NULL DEFAULT '%s';"
                  "ALTER TABLE adapter DROP COLUMN description; ALTER TABLE adapter DROP COLUMN pinned;"
                  "ALTER TABLE adapter DROP COLUMN keep_versions; ALTER TABLE version DROP COLUMN serial;"
@@ -159,13 +160,35 @@ static void an_earlier_schema_is_brought_up(void **state)
     shelf_expect_versions(f, "312");
 }
 
+static int64_t number_of(struct shelf *f, const char *name)
+{
+    struct adapter_info info;
+    assert_int_equal(registry_get(f->registry, "t", name, &info, NULL), ST_OK);
+    int64_t number = info.number;
+    adapter_info_release(&info);
+    return number;
+}
+
+static void numbers_are_not_given_out_again(void **state)
+{
+    struct shelf *f = *state;
+    shelf_put(f, "t", "a", 1, 1);
+    int64_t first = number_of(f, "a");
+    assert_int_equal(registry_delete(f->registry, "t", "a", NULL, NULL), ST_OK);
+    shelf_close(f);
+    shelf_open(f);
+    shelf_put(f, "t", "a", 1, 1);
+    assert_true(number_of(f, "a") > first);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, shelf_set_up, shelf_tear_down)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(a_restart_changes_nothing), TEST(leftovers_are_collected_at_start),
-        TEST(damaged_files_are_noticed), TEST(a_folder_is_opened_once),
-        TEST(a_later_schema_is_refused), TEST(an_earlier_schema_is_brought_up),
+        TEST(a_restart_changes_nothing),       TEST(leftovers_are_collected_at_start),
+        TEST(damaged_files_are_noticed),       TEST(a_folder_is_opened_once),
+        TEST(a_later_schema_is_refused),       TEST(an_earlier_schema_is_brought_up),
+        TEST(numbers_are_not_given_out_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
