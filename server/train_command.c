@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 struct run {
@@ -36,13 +35,6 @@ struct run {
 };
 
 static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM, "out of memory"); }
-
-static double clock_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* --- Ctrl-C --- */
 
@@ -286,7 +278,7 @@ static void show_step(struct run *r, const struct trainer_step *s)
 {
     static const char cells[] = "####################";
     bool terminal = isatty(STDERR_FILENO);
-    double now = clock_seconds();
+    double now = train_clock();
     if (s->seconds > 0) {
         double speed = (double)s->result.tokens / s->seconds;
         r->speed = r->speed > 0 ? 0.8 * r->speed + 0.2 * speed : speed;
@@ -312,7 +304,7 @@ static void show_step(struct run *r, const struct trainer_step *s)
 static enum status save(struct run *r, struct error *err)
 {
     struct checkpoint_state state;
-    r->saved = clock_seconds();
+    r->saved = train_clock();
     return trainer_save(r->trainer, r->checkpoint, &state, err);
 }
 
@@ -320,7 +312,7 @@ static bool save_due(const struct run *r, int64_t step)
 {
     const struct train_settings *s = &r->settings;
     return (s->checkpoint_steps > 0 && step % s->checkpoint_steps == 0) ||
-           (s->checkpoint_seconds > 0 && clock_seconds() - r->saved >= s->checkpoint_seconds);
+           (s->checkpoint_seconds > 0 && train_clock() - r->saved >= s->checkpoint_seconds);
 }
 
 static enum status evaluate(struct run *r, int64_t step, struct objective_evaluation *out, struct error *err)
@@ -354,7 +346,7 @@ static enum status begin(struct run *r, struct error *err)
         trainer_begin(r->trainer, r->config->train.resume ? r->checkpoint : NULL, &interrupted, err);
     trainer_before(r->trainer, &before);
     if (!st && !r->config->train.resume) log_evaluation(r, 0, &before);
-    r->saved = clock_seconds();
+    r->saved = train_clock();
     return st;
 }
 

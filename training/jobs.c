@@ -165,9 +165,8 @@ static void add_live(struct jobs *j, const char *tenant, struct train_job *job)
     pthread_mutex_unlock(&j->lock);
 }
 
-/* A tenant's job. */
-static enum status find(struct jobs *j, const char *tenant, const char *id, struct job_row *out,
-                        struct error *err)
+enum status job_find(struct jobs *j, const char *tenant, const char *id, struct job_row *out,
+                     struct error *err)
 {
     struct job_row row = {0};
     enum status st =
@@ -183,12 +182,11 @@ static enum status find(struct jobs *j, const char *tenant, const char *id, stru
     return ST_OK;
 }
 
-/* Its serial number alone. */
-static enum status find_serial(struct jobs *j, const char *tenant, const char *id, int64_t *out,
-                               struct error *err)
+enum status job_find_serial(struct jobs *j, const char *tenant, const char *id, int64_t *out,
+                            struct error *err)
 {
     struct job_row row;
-    enum status st = find(j, tenant, id, &row, err);
+    enum status st = job_find(j, tenant, id, &row, err);
     if (st) return st;
     *out = row.serial;
     train_job_release(&row.job);
@@ -201,7 +199,7 @@ enum status jobs_get(struct jobs *j, const char *tenant, const char *id, struct 
                      struct error *err)
 {
     struct job_row row;
-    enum status st = find(j, tenant, id, &row, err);
+    enum status st = job_find(j, tenant, id, &row, err);
     if (!st) *out = row.job;
     return st;
 }
@@ -235,7 +233,7 @@ enum status jobs_list(struct jobs *j, const char *tenant, const char *adapter, c
 {
     struct job_list l = {0};
     int64_t before = INT64_MAX;
-    enum status st = after ? find_serial(j, tenant, after, &before, err) : ST_OK;
+    enum status st = after ? job_find_serial(j, tenant, after, &before, err) : ST_OK;
     if (!st)
         st = db_run(j->db, err, list_add, &l,
                     "SELECT " JOB_COLUMNS
@@ -252,148 +250,6 @@ enum status jobs_list(struct jobs *j, const char *tenant, const char *adapter, c
     *out = l.job;
     *count_out = l.count;
     return ST_OK;
-}
-
-/* --- events --- */
-
-void job_notify(struct jobs *j, const char *id)
-{
-    pthread_mutex_lock(&j->watch_lock);
-    for (struct train_watch *w = j->watches; w; w = w->next)
-        if (strcmp(w->id, id) == 0) w->on_news(w->ctx);
-    pthread_mutex_unlock(&j->watch_lock);
-}
-
-void job_event(struct jobs *j, int64_t serial, const char *id, const char *level, const char *kind,
-               const char *message, const char *data)
-{
-    struct error err = {0};
-    if (db_run(j->db, &err, NULL, NULL,
-               "INSERT INTO event (job, created, level, kind, message, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-               "iitttt", serial, jobs_now(), level, kind, message, data))
-        log_warn("training job %s: an event is lost: %s", id, err.message);
-    job_notify(j, id);
-}
-
-void train_event_release(struct train_event *e)
-{
-    free(e->message);
-    free(e->data);
-}
-
-struct event_list {
-    struct train_event *event;
-    size_t count, capacity;
-};
-
-static void events_release(struct event_list *l)
-{
-    for (size_t i = 0; i < l->count; i++) train_event_release(&l->event[i]);
-    free(l->event);
-}
-
-static enum status event_add(void *ctx, sqlite3_stmt *q)
-{
-    struct event_list *l = ctx;
-    struct train_event e = {.number = sqlite3_column_int64(q, 0), .created = sqlite3_column_int64(q, 1)};
-    const char *message = (const char *)sqlite3_column_text(q, 4),
-               *data = (const char *)sqlite3_column_text(q, 5);
-    db_text(q, 2, e.level, sizeof e.level);
-    db_text(q, 3, e.kind, sizeof e.kind);
-    e.message = strdup(message ? message : "");
-    e.data = data ? strdup(data) : NULL;
-    enum status st = e.message && (e.data || !data)
-                         ? array_grow((void **)&l->event, &l->capacity, l->count, sizeof *l->event)
-                         : ST_NOMEM;
-    if (st)
-        train_event_release(&e);
-    else
-        l->event[l->count++] = e;
-    return st;
-}
-
-#define EVENT_COLUMNS "number, created, level, kind, message, data"
-
-enum status jobs_events(struct jobs *j, const char *tenant, const char *id, int64_t after, size_t limit,
-                        struct train_event **out, size_t *count_out, bool *ended, struct error *err)
-{
-    struct job_row row;
-    struct event_list l = {0};
-    /* The state first: what ends a job comes before its last event. */
-    enum status st = find(j, tenant, id, &row, err);
-    if (st) return st;
-    train_job_release(&row.job);
-    st = db_run(j->db, err, event_add, &l,
-                "SELECT " EVENT_COLUMNS " FROM event WHERE job = ?1 AND number > ?2 ORDER BY number LIMIT ?3",
-                "iii", row.serial, after, (int64_t)limit);
-    if (st) {
-        events_release(&l);
-        return st;
-    }
-    *out = l.event;
-    *count_out = l.count;
-    *ended = train_state_ended(row.job.state) && l.count < limit;
-    return ST_OK;
-}
-
-enum status jobs_events_back(struct jobs *j, const char *tenant, const char *id, int64_t before, size_t limit,
-                             struct train_event **out, size_t *count_out, bool *more, struct error *err)
-{
-    int64_t serial;
-    struct event_list l = {0};
-    enum status st = find_serial(j, tenant, id, &serial, err);
-    if (!st)
-        st = db_run(j->db, err, event_add, &l,
-                    "SELECT " EVENT_COLUMNS
-                    " FROM event WHERE job = ?1 AND number < ?2 ORDER BY number DESC LIMIT ?3",
-                    "iii", serial, before > 0 ? before : INT64_MAX, (int64_t)limit + 1);
-    if (st) {
-        events_release(&l);
-        return st;
-    }
-    *more = l.count > limit;
-    while (l.count > limit) train_event_release(&l.event[--l.count]);
-    *out = l.event;
-    *count_out = l.count;
-    return ST_OK;
-}
-
-enum status jobs_watch(struct jobs *j, const char *tenant, const char *id, void (*on_news)(void *ctx),
-                       void *ctx, struct train_watch **out, struct error *err)
-{
-    struct train_job job;
-    struct train_watch *w = calloc(1, sizeof *w);
-    if (!w) return jobs_no_memory(err);
-    *w = (struct train_watch){.jobs = j, .on_news = on_news, .ctx = ctx};
-    snprintf(w->id, sizeof w->id, "%s", id);
-    pthread_mutex_lock(&j->watch_lock);
-    w->next = j->watches;
-    j->watches = w;
-    pthread_mutex_unlock(&j->watch_lock);
-    /* Looked at after it is listed: an end in between would go unseen. */
-    enum status st = jobs_get(j, tenant, id, &job, err);
-    if (st) {
-        jobs_unwatch(w);
-        return st;
-    }
-    *out = w;
-    if (train_state_ended(job.state)) on_news(ctx);
-    train_job_release(&job);
-    return ST_OK;
-}
-
-void jobs_unwatch(struct train_watch *w)
-{
-    if (!w) return;
-    struct jobs *j = w->jobs;
-    pthread_mutex_lock(&j->watch_lock);
-    for (struct train_watch **at = &j->watches; *at; at = &(*at)->next)
-        if (*at == w) {
-            *at = w->next;
-            break;
-        }
-    pthread_mutex_unlock(&j->watch_lock);
-    free(w);
 }
 
 /* --- checkpoints --- */
@@ -422,7 +278,7 @@ enum status jobs_checkpoints(struct jobs *j, const char *tenant, const char *id,
 {
     int64_t serial;
     struct checkpoint_list l = {0};
-    enum status st = find_serial(j, tenant, id, &serial, err);
+    enum status st = job_find_serial(j, tenant, id, &serial, err);
     if (!st)
         st = db_run(j->db, err, checkpoint_add, &l,
                     "SELECT id, created, step, bytes, loss, held_out_loss FROM checkpoint WHERE job = ?1"
@@ -442,7 +298,7 @@ enum status jobs_checkpoints(struct jobs *j, const char *tenant, const char *id,
 static enum status ended_already(struct jobs *j, const char *tenant, const char *id, struct error *err)
 {
     struct job_row row;
-    enum status st = find(j, tenant, id, &row, err);
+    enum status st = job_find(j, tenant, id, &row, err);
     if (st) return st;
     train_job_release(&row.job);
     if (row.job.state == TRAIN_CANCELLED) return ST_OK;
@@ -461,7 +317,7 @@ static enum status cancel_durably(struct jobs *j, int64_t serial, struct error *
 enum status jobs_cancel(struct jobs *j, const char *tenant, const char *id, struct error *err)
 {
     struct job_row row;
-    enum status st = find(j, tenant, id, &row, err);
+    enum status st = job_find(j, tenant, id, &row, err);
     if (st) return st;
     train_job_release(&row.job);
     struct entry *waiting = NULL;
@@ -487,29 +343,22 @@ enum status jobs_cancel(struct jobs *j, const char *tenant, const char *id, stru
     return st;
 }
 
-static enum status forget(struct jobs *j, int64_t serial, const char *id, struct error *err)
-{
-    enum status st = db_run(j->db, err, NULL, NULL, "DELETE FROM job WHERE serial = ?1", "i", serial);
-    if (!st) remove_all(jobs_path(j, "jobs/%s", id).text);
-    return st;
-}
-
 enum status jobs_delete(struct jobs *j, const char *tenant, const char *id, struct error *err)
 {
     struct job_row row;
-    enum status st = find(j, tenant, id, &row, err);
+    enum status st = job_find(j, tenant, id, &row, err);
     if (st) return st;
     train_job_release(&row.job);
     if (!train_state_ended(row.job.state))
         return error_set(err, ST_BUSY, "the job has not ended: cancel it first");
-    return forget(j, row.serial, id, err);
+    return job_forget(j, row.serial, id, err);
 }
 
 enum status jobs_publish(struct jobs *j, const char *tenant, const char *id, const char *expected_version,
                          struct put_result *out, struct error *err)
 {
     struct job_row row;
-    enum status st = find(j, tenant, id, &row, err);
+    enum status st = job_find(j, tenant, id, &row, err);
     if (st) return st;
     train_job_release(&row.job);
     if (!row.job.result || !train_state_ended(row.job.state))
@@ -522,86 +371,4 @@ enum status jobs_publish(struct jobs *j, const char *tenant, const char *id, con
     (void)db_run(j->db, &ignored, NULL, NULL, "UPDATE job SET version_after = ?1 WHERE serial = ?2", "ti",
                  out->version, row.serial);
     return ST_OK;
-}
-
-/* --- retention --- */
-
-struct old_job {
-    int64_t serial;
-    char id[TRAIN_ID_MAX];
-};
-struct old_jobs {
-    struct old_job *job;
-    size_t count, capacity;
-};
-
-static enum status old_add(void *ctx, sqlite3_stmt *q)
-{
-    struct old_jobs *o = ctx;
-    if (array_grow((void **)&o->job, &o->capacity, o->count, sizeof *o->job)) return ST_NOMEM;
-    o->job[o->count].serial = sqlite3_column_int64(q, 0);
-    db_text(q, 1, o->job[o->count++].id, sizeof o->job->id);
-    return ST_OK;
-}
-
-/* Its files, but not what is known of it. */
-static enum status clear(struct jobs *j, const struct old_job *o, struct error *err)
-{
-    remove_all(jobs_path(j, "jobs/%s", o->id).text);
-    enum status st = db_run(j->db, err, NULL, NULL, "UPDATE job SET result = 0, kept = 0 WHERE serial = ?1",
-                            "i", o->serial);
-    return st ? st : db_run(j->db, err, NULL, NULL, "DELETE FROM checkpoint WHERE job = ?1", "i", o->serial);
-}
-
-void jobs_collect(struct jobs *j)
-{
-    struct error err = {0};
-    struct old_jobs old = {0}, surplus = {0};
-    enum status st = db_run(j->db, &err, old_add, &old,
-                            "SELECT serial, id FROM job WHERE state >= ?1 AND kept AND finished < ?2", "ii",
-                            (int64_t)TRAIN_SUCCEEDED, jobs_now() - j->config.keep_seconds);
-    if (!st)
-        st = db_run(j->db, &err, old_add, &surplus,
-                    "SELECT serial, id FROM (SELECT serial, id, state, row_number() OVER (PARTITION BY "
-                    "tenant ORDER BY"
-                    " serial DESC) AS place FROM job) WHERE place > ?1 AND state >= ?2",
-                    "ii", (int64_t)j->config.keep_jobs, (int64_t)TRAIN_SUCCEEDED);
-    for (size_t i = 0; i < old.count && !st; i++) st = clear(j, &old.job[i], &err);
-    for (size_t i = 0; i < surplus.count && !st; i++)
-        st = forget(j, surplus.job[i].serial, surplus.job[i].id, &err);
-    if (st) log_warn("training: old jobs cannot be cleared away: %s", err.message);
-    free(old.job);
-    free(surplus.job);
-}
-
-static enum status is_found(void *ctx, sqlite3_stmt *row)
-{
-    (void)row;
-    *(bool *)ctx = true;
-    return ST_OK;
-}
-
-/* Checkpoints that a crash left without a row. */
-static void tidy_checkpoints(struct jobs *j, const char *id)
-{
-    DIR *dir = opendir(jobs_path(j, "jobs/%s", id).text);
-    for (struct dirent *e; dir && (e = readdir(dir));) {
-        bool named = false;
-        struct error ignored = {0};
-        if (strncmp(e->d_name, "ckpt-", 5) != 0) continue;
-        if (!db_run(j->db, &ignored, is_found, &named, "SELECT 1 FROM checkpoint WHERE id = ?1", "t",
-                    e->d_name) &&
-            !named)
-            remove_all(jobs_path(j, "jobs/%s/%s", id, e->d_name).text);
-    }
-    if (dir) closedir(dir);
-}
-
-void jobs_tidy(struct jobs *j, const char *id)
-{
-    static const char *const names[] = {"start", "start.part", "examples.jsonl", "validation.jsonl",
-                                        "result.part"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        remove_all(jobs_path(j, "jobs/%s/%s", id, names[i]).text);
-    tidy_checkpoints(j, id);
 }

@@ -95,6 +95,14 @@ void jobs_new_id(const char *prefix, char out[TRAIN_ID_MAX]);
 int64_t jobs_now(void); /* unix seconds */
 enum status jobs_no_memory(struct error *err);
 
+/* What a tenant's examples must be. */
+struct dataset_rules jobs_rules(const struct jobs *j, const struct train_settings *s, const char *name,
+                                struct error *chat_problem);
+
+/* The stamp of a tenant, under `lock`: 0 where nothing of it was begun yet. Beginning sets it. */
+uint64_t served_stamp(const struct jobs *j, const char *tenant);
+void served_begin(struct jobs *j, const char *tenant);
+
 /* A job as the database has it. */
 struct job_row {
     struct train_job job;
@@ -111,11 +119,22 @@ struct job_row {
 /* db_row: into a struct job_row, zeroed before. */
 enum status job_row_read(void *ctx, sqlite3_stmt *row);
 
+/* A tenant's job; the caller owes train_job_release. ST_NOT_FOUND. */
+NODISCARD enum status job_find(struct jobs *j, const char *tenant, const char *id, struct job_row *out,
+                               struct error *err);
+/* Its serial number alone. */
+NODISCARD enum status job_find_serial(struct jobs *j, const char *tenant, const char *id, int64_t *out,
+                                      struct error *err);
+
+/* --- job_events.c --- */
+
 /* Adds an event and tells the watchers. A failing database is logged, not the job's trouble. data may be
  * NULL. */
 void job_event(struct jobs *j, int64_t serial, const char *id, const char *level, const char *kind,
                const char *message, const char *data);
 void job_notify(struct jobs *j, const char *id); /* watchers only */
+
+/* --- service.c --- */
 
 /* ST_NOT_FOUND where the adapter is gone, or another has its name now; *current (may be NULL) is its current
  * version. */
@@ -142,18 +161,14 @@ void jobs_routing_add(struct jobs *j, struct routing_entry *r, int64_t step,
                       const struct objective_result *result);
 void jobs_routing_end(struct jobs *j, struct routing_entry *r);
 
-/* What a tenant's examples must be. */
-struct dataset_rules jobs_rules(const struct jobs *j, const struct train_settings *s, const char *name,
-                                struct error *chat_problem);
-
-/* The stamp of a tenant, under `lock`: 0 where nothing of it was begun yet. Beginning sets it. */
-uint64_t served_stamp(const struct jobs *j, const char *tenant);
-void served_begin(struct jobs *j, const char *tenant);
+/* --- retention.c --- */
 
 /* Forgets what is too old: checkpoints, results, ended jobs. */
 void jobs_collect(struct jobs *j);
 /* Of a job's folder all but its result and last checkpoints. */
 void jobs_tidy(struct jobs *j, const char *id);
+/* A job with all that is known of it. */
+NODISCARD enum status job_forget(struct jobs *j, int64_t serial, const char *id, struct error *err);
 
 /* --- run.c --- */
 

@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 struct run {
@@ -31,13 +30,6 @@ struct run {
     size_t bytes; /* counted in the statistics */
     double saved; /* the clock at the last checkpoint */
 };
-
-static double clock_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static struct train_path job_path(const struct run *r, const char *name)
 {
@@ -221,7 +213,7 @@ static enum status save(struct run *r, struct error *err)
     struct stat info = {0};
     jobs_new_id("ckpt", id);
     struct train_path path = checkpoint_path(r, id);
-    r->saved = clock_seconds();
+    r->saved = train_clock();
     enum status st = trainer_save(r->trainer, path.text, &s, err);
     if (st) return st;
     (void)stat(path.text, &info);
@@ -250,7 +242,7 @@ static void save_if_due(struct run *r, int64_t step)
     const struct train_settings *s = &r->row.job.settings;
     struct error err = {0};
     bool due = (s->checkpoint_steps > 0 && step % s->checkpoint_steps == 0) ||
-               (s->checkpoint_seconds > 0 && clock_seconds() - r->saved >= s->checkpoint_seconds);
+               (s->checkpoint_seconds > 0 && train_clock() - r->saved >= s->checkpoint_seconds);
     if (!due || trainer_done(r->trainer) || save(r, &err) == ST_OK) return;
     event(r, "warn", "message", err.message, NULL);
 }
@@ -334,7 +326,7 @@ static enum status train(struct run *r, struct error *err)
     struct trainer_facts facts;
     enum status st = begin(r, err);
     if (st) return st;
-    r->saved = clock_seconds();
+    r->saved = train_clock();
     trainer_facts(r->trainer, &facts);
     trainer_before(r->trainer, &before);
     record_evaluation(r, 0, before.loss);

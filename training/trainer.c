@@ -38,7 +38,7 @@ static enum status explain(enum status st, const char *what, struct error *err)
     return st ? error_set(err, st, "%s: %s", what, status_text(st)) : ST_OK;
 }
 
-static double now_seconds(void)
+double train_clock(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -305,7 +305,7 @@ enum status trainer_step(struct trainer *t, const atomic_bool *cancel, struct tr
 {
     CHECK(!trainer_done(t));
     struct trainer_step s = {.step = t->step + 1, .steps = t->steps};
-    double start = t->last_seconds > 0 ? t->last_seconds : now_seconds();
+    double start = t->last_seconds > 0 ? t->last_seconds : train_clock();
     enum status st = gradients(t, cancel, &s, err);
     if (!st) st = update(t, &s, err);
     if (st) {
@@ -318,7 +318,7 @@ enum status trainer_step(struct trainer *t, const atomic_bool *cancel, struct tr
     t->step++;
     t->tokens += s.result.tokens;
     t->last_loss = s.result.objective;
-    t->last_seconds = now_seconds();
+    t->last_seconds = train_clock();
     s.tokens = t->tokens;
     s.seconds = t->last_seconds - start;
     *out = s;

@@ -11,6 +11,9 @@
 
 struct trainer;
 
+/* Seconds, by a clock that only goes forward. */
+double train_clock(void);
+
 /* What is pointed to outlives the trainer, but for the bundle. */
 struct trainer_config {
     struct engine *engine;

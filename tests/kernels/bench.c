@@ -19,7 +19,8 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-double bench_measure(void (*fn)(void *ctx), void *ctx)
+/* Seconds of one call of fn. */
+static double measure(void (*fn)(void *ctx), void *ctx)
 {
     double best = INFINITY;
     fn(ctx);
@@ -36,7 +37,7 @@ double bench_measure(void (*fn)(void *ctx), void *ctx)
     return best;
 }
 
-void bench_report(const struct check *c, const char *what, double seconds, double bytes, double operations)
+static void report(const struct check *c, const char *what, double seconds, double bytes, double operations)
 {
     printf("%-10s %-44s %10.2f us %7.1f GB/s %8.1f GOP/s\n", c->name, what, 1e6 * seconds,
            1e-9 * bytes / seconds, 1e-9 * operations / seconds);
@@ -89,11 +90,10 @@ static void bench_product(const struct check *c, enum dtype type, size_t outputs
 
     char what[96];
     snprintf(what, sizeof what, "pack %d x %zu for %s", rows, inputs, dtype_name(type));
-    bench_report(c, what, bench_measure(run_act_pack, &b), 4.0 * rows * (double)inputs,
-                 rows * (double)inputs);
+    report(c, what, measure(run_act_pack, &b), 4.0 * rows * (double)inputs, rows * (double)inputs);
     snprintf(what, sizeof what, "%s %zu x %zu, %d rows", dtype_name(type), outputs, inputs, rows);
-    bench_report(c, what, bench_measure(run_multiply, &b), (double)(bytes ? bytes : file_bytes),
-                 2.0 * rows * (double)(outputs * inputs));
+    report(c, what, measure(run_multiply, &b), (double)(bytes ? bytes : file_bytes),
+           2.0 * rows * (double)(outputs * inputs));
     check_end();
 }
 
@@ -188,12 +188,12 @@ static void bench_rows(const struct check *c, size_t n)
     char what[96];
     double elems = (double)n;
     snprintf(what, sizeof what, "rmsnorm of %zu", n);
-    bench_report(c, what, bench_measure(run_rmsnorm, &b), 12 * elems, 4 * elems);
+    report(c, what, measure(run_rmsnorm, &b), 12 * elems, 4 * elems);
     snprintf(what, sizeof what, "silu_mul of %zu", n);
-    bench_report(c, what, bench_measure(run_silu_mul, &b), 12 * elems, 4 * elems);
+    report(c, what, measure(run_silu_mul, &b), 12 * elems, 4 * elems);
     snprintf(what, sizeof what, "add of %zu", n);
     b.x[0] = 0;
-    bench_report(c, what, bench_measure(run_add, &b), 12 * elems, elems);
+    report(c, what, measure(run_add, &b), 12 * elems, elems);
     check_end();
 }
 
@@ -216,12 +216,10 @@ static void bench_lowrank(const struct check *c, enum dtype type, size_t n, int 
     memset(b.y, 0, count * n * sizeof *b.y);
     char what[96];
     double operations = 2.0 * (double)(elems * count);
-    snprintf(what, sizeof what, "lr_shrink %s, rank %d, %zu inputs, %d rows", dtype_name(type), rank, n,
-             rows);
-    bench_report(c, what, bench_measure(run_shrink, &b), (double)bytes, operations);
-    snprintf(what, sizeof what, "lr_expand %s, rank %d, %zu outputs, %d rows", dtype_name(type), rank, n,
-             rows);
-    bench_report(c, what, bench_measure(run_expand, &b), (double)bytes, operations);
+    snprintf(what, sizeof what, "lr_shrink %s, rank %d, %zu inputs, %d rows", dtype_name(type), rank, n, rows);
+    report(c, what, measure(run_shrink, &b), (double)bytes, operations);
+    snprintf(what, sizeof what, "lr_expand %s, rank %d, %zu outputs, %d rows", dtype_name(type), rank, n, rows);
+    report(c, what, measure(run_expand, &b), (double)bytes, operations);
     check_end();
 }
 
@@ -251,8 +249,7 @@ static void bench_attention(const struct check *c, enum dtype type, int rows, in
     char what[96];
     snprintf(what, sizeof what, "attention %s, %d rows x %d x %zu, %d tokens", dtype_name(type), rows, group,
              head_dim, tokens);
-    bench_report(c, what, bench_measure(run_attention, &b), 2.0 * (double)bytes,
-                 4.0 * (double)width * tokens);
+    report(c, what, measure(run_attention, &b), 2.0 * (double)bytes, 4.0 * (double)width * tokens);
     check_end();
 }
 
@@ -276,5 +273,4 @@ void bench_table(const struct check *c)
         bench_attention(c, DTYPE_F16, r, 3, 64, 2048);
         bench_attention(c, DTYPE_F32, r, 3, 64, 256);
     }
-    bench_grad(c);
 }

@@ -54,14 +54,8 @@ void check_products(const struct check *c);
 void check_elementwise(const struct check *c);
 void check_attention(const struct check *c);
 void check_lowrank(const struct check *c);
-void check_grad(const struct check *c);
 
 /* Speed of every kernel of the table on one thread. */
 void bench_table(const struct check *c);
-void bench_grad(const struct check *c);
-/* Seconds of one call of fn. */
-double bench_measure(void (*fn)(void *ctx), void *ctx);
-/* A line: bytes and operations are those of one call. */
-void bench_report(const struct check *c, const char *what, double seconds, double bytes, double operations);
 
 #endif
