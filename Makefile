@@ -30,9 +30,10 @@ LDLIBS := $(shell pkg-config --libs $(DEPENDENCIES) 2>/dev/null) -lm
 ISA_AVX2 := -mavx2 -mfma -mf16c
 ISA_AVX512 := $(ISA_AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
 ISA_$(B)/kernels/avx2 := $(ISA_AVX2)
+ISA_$(B)/kernels/avxvnni := $(ISA_AVX2) -mavxvnni
 ISA_$(B)/kernels/avx512 := $(ISA_AVX512)
 
-X86_FOLDERS := $(if $(filter x86_64,$(shell uname -m)),kernels/avx2 kernels/avx512)
+X86_FOLDERS := $(if $(filter x86_64,$(shell uname -m)),kernels/avx2 kernels/avxvnni kernels/avx512)
 FOLDERS := base kernels kernels/cpu kernels/reference $(X86_FOLDERS) adapters engine training api server
 SOURCES := $(filter-out server/main.c,$(wildcard $(FOLDERS:%=%/*.c)))
 OBJECTS := $(SOURCES:%.c=$(B)/%.o)
@@ -68,15 +69,16 @@ $(B)/tests/fuzz/%: $(B)/tests/fuzz/%.o $(TEST_HELPERS) $(B)/libmedley.a
 $(B)/tests/bench/%: $(B)/tests/bench/%.o $(B)/libmedley.a
 	$(call run,LD) $(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-# The AVX-512 table once more, its intrinsics emulated, so that any machine can check it. Without
-# sanitizers, which multiply an emulation's code (checkkernels has guards of its own around what
-# kernels read and write).
+# The AVX-VNNI and AVX-512 tables once more, their intrinsics emulated, so that any machine can check them. The
+# latter without sanitizers, which multiply such an emulation's code (checkkernels has guards of its own around
+# what kernels read and write).
+EMULATED_kernels/avx512 := -fno-sanitize=all -Wno-psabi
 $(B)/emulated/%.o: %.c $(B)/.flags
 	@mkdir -p $(@D)
-	$(call run,CC) $(CC) $(CPPFLAGS) $(CFLAGS) -fno-sanitize=all $(ISA_AVX2) -Wno-psabi -DKERNELS_EMULATE_AVX512 -MMD -MP -c -o $@ $<
+	$(call run,CC) $(CC) $(CPPFLAGS) $(CFLAGS) $(ISA_AVX2) $(EMULATED_$(patsubst %/,%,$(dir $<))) -DKERNELS_EMULATE -MMD -MP -c -o $@ $<
 
 $(B)/tests/kernels/checkkernels: $(KERNEL_TEST_OBJECTS) $(TEST_HELPERS) \
-		$(patsubst %.c,$(B)/emulated/%.o,$(if $(X86_FOLDERS),$(wildcard kernels/avx512/*.c))) $(B)/libmedley.a
+		$(patsubst %.c,$(B)/emulated/%.o,$(if $(X86_FOLDERS),$(wildcard kernels/avxvnni/*.c kernels/avx512/*.c))) $(B)/libmedley.a
 	$(call run,LD) $(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(B)/%.o: %.c $(B)/.flags

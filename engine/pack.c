@@ -54,8 +54,8 @@ static enum status plan_make(struct pack *p, struct error *err)
         size_t size = 0;
         enum status st = d->ops->weight_layout(d, m, &layout, &size);
         if (st)
-            return error_set(err, st, "tensor '%s' (%s, %zu x %zu) on %s: %s", item->name, dtype_name(m->type),
-                             m->cols, m->rows, d->name, status_text(st));
+            return error_set(err, st, "tensor '%s' (%s, %zu x %zu) on %s: %s", item->name,
+                             dtype_name(m->type), m->cols, m->rows, d->name, status_text(st));
         p->offset[i] = bytes;
         char line[256];
         int n = snprintf(line, sizeof line, "%s %s %s %zu %zu %s %zu %zu\n", MEDLEY_VERSION, item->name,
@@ -150,7 +150,8 @@ static void progress(const struct pack *p, size_t done, size_t all)
     if (p->config.on_progress) p->config.on_progress(p->config.progress_ctx, (double)done / (double)all);
 }
 
-/* All threads pack a few rows at a time, so that progress is smooth. Progress is counted in the file's bytes. */
+/* All threads pack a few rows at a time, so that progress is smooth. Progress is counted in the file's bytes.
+ */
 static void block_fill(struct pack *p)
 {
     size_t all = 0, done = 0;

@@ -31,8 +31,8 @@ struct pack_config {
 
 struct pack;
 
-/* Makes the weights of all items; `items` becomes the pack's, also on failure. What is wrong with a file is logged
- * and costs time only. A new file is written by a thread of its own, while the weights are in use. */
+/* Makes the weights of all items; `items` becomes the pack's, also on failure. What is wrong with a file is
+ * logged and costs time only. A new file is written by a thread of its own, while the weights are in use. */
 NODISCARD enum status pack_open(const struct pack_config *config, struct pack_item *items, size_t count,
                                 struct pack **out, struct error *err);
 /* Waits some seconds for a file that is being written, then gives it up. */

@@ -192,16 +192,16 @@ static enum status model_check(const char *path, const struct header *h, const s
 
 /* --- reading -------------------------------------------------------------------------------------- */
 
-/* Weights of somebody else's making would be believed, so the file must be ours, or of those who could as well
- * change the model or the program. */
+/* Weights of somebody else's making would be believed, so the file must be ours, or of those who could as
+ * well change the model or the program. */
 static bool writers_trusted(const struct stat *file, const struct stat *model)
 {
     bool owner = file->st_uid == geteuid() || file->st_uid == 0 || file->st_uid == model->st_uid;
     return owner && !(file->st_mode & (S_IWGRP | S_IWOTH));
 }
 
-/* Brings all pages in now: a file that turns out shorter than it was, or a bad block, is an error here, where a
- * plain read would be a SIGBUS. Kernels before 5.14 do not know the advice; there it remains one. */
+/* Brings all pages in now: a file that turns out shorter than it was, or a bad block, is an error here, where
+ * a plain read would be a SIGBUS. Kernels before 5.14 do not know the advice; there it remains one. */
 static bool pages_readable(const struct file_map *map)
 {
 #ifdef MADV_POPULATE_READ
@@ -231,11 +231,11 @@ static enum status contents_check(const char *path, const struct file_map *map, 
                                   struct device *d, struct error *err)
 {
     if (!writers_trusted(&map->info, &spec->model->info))
-        return error_set(err, ST_BAD_FORMAT, "'%s' can be written by others than this user and the model's owner",
-                         path);
+        return error_set(err, ST_BAD_FORMAT,
+                         "'%s' can be written by others than this user and the model's owner", path);
     if (map->size != DATA_OFFSET + spec->bytes)
-        return error_set(err, ST_BAD_FORMAT, "'%s' has %zu bytes, where this model takes %zu", path, map->size,
-                         DATA_OFFSET + spec->bytes);
+        return error_set(err, ST_BAD_FORMAT, "'%s' has %zu bytes, where this model takes %zu", path,
+                         map->size, DATA_OFFSET + spec->bytes);
     if (!pages_readable(map)) return error_set(err, ST_BAD_FORMAT, "'%s' cannot be read to its end", path);
 
     struct header h;
@@ -267,8 +267,9 @@ enum status pack_file_open(const char *path, const struct pack_spec *spec, struc
 
 /* --- writing -------------------------------------------------------------------------------------- */
 
-/* The half-made file has one name, so that a killed process leaves at most one, which the next one takes over.
- * Whoever holds its lock writes. A name that is no longer the locked file's has just been renamed by its writer. */
+/* The half-made file has one name, so that a killed process leaves at most one, which the next one takes
+ * over. Whoever holds its lock writes. A name that is no longer the locked file's has just been renamed by
+ * its writer. */
 static enum status part_open(const char *path, int *fd_out, struct error *err)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
@@ -276,8 +277,8 @@ static enum status part_open(const char *path, int *fd_out, struct error *err)
 
     struct stat file, name;
     enum status st = ST_OK;
-    if (flock(fd, LOCK_EX | LOCK_NB) || fstat(fd, &file) || lstat(path, &name) || file.st_ino != name.st_ino ||
-        file.st_dev != name.st_dev)
+    if (flock(fd, LOCK_EX | LOCK_NB) || fstat(fd, &file) || lstat(path, &name) ||
+        file.st_ino != name.st_ino || file.st_dev != name.st_dev)
         st = error_set(err, ST_BUSY, "another process is writing '%s'", path);
     else if (!S_ISREG(file.st_mode) || file.st_uid != geteuid() || file.st_nlink != 1)
         st = error_set(err, ST_IO, "'%s' is somebody else's", path);
@@ -309,8 +310,8 @@ static enum status part_fill(int fd, const char *path, const struct pack_spec *s
     return ST_OK;
 }
 
-/* Of the model that is mapped, which must still be the file's contents: a model that was changed in place after
- * its weights were packed would hash to something they are not made of. */
+/* Of the model that is mapped, which must still be the file's contents: a model that was changed in place
+ * after its weights were packed would hash to something they are not made of. */
 static enum status header_make(const struct pack_spec *spec, const void *data, const atomic_bool *stop,
                                struct header *out, struct error *err)
 {

@@ -18,19 +18,22 @@
 
 /* What a file must hold to be of use. */
 struct pack_spec {
-    unsigned char plan[PACK_HASH_BYTES]; /* of all that decides which bytes the data are, but the model's own */
-    size_t bytes;                        /* of data, a multiple of 64, not 0 */
+    unsigned char
+        plan[PACK_HASH_BYTES]; /* of all that decides which bytes the data are, but the model's own */
+    size_t bytes;              /* of data, a multiple of 64, not 0 */
     const struct file_map *model;
     const char *model_path;
 };
 
-/* Maps a file that holds just what `spec` asks for, made of this very model; its threads may be used. *data_out
- * points into the map, 64-byte aligned. ST_NOT_FOUND: there is none; else: one that must not be used. */
+/* Maps a file that holds just what `spec` asks for, made of this very model; its threads may be used.
+ * *data_out points into the map, 64-byte aligned. ST_NOT_FOUND: there is none; else: one that must not be
+ * used. */
 NODISCARD enum status pack_file_open(const char *path, const struct pack_spec *spec, struct device *d,
                                      struct file_map *out, const void **data_out, struct error *err);
 
-/* Writes data (spec->bytes, 64-byte aligned) under another name and renames it over path, whose folder is made. ST_BUSY: another process
- * is at it, or the model's file has changed meanwhile. ST_CANCELLED soon after *stop was set. ST_NO_SPACE, ST_IO. */
+/* Writes data (spec->bytes, 64-byte aligned) under another name and renames it over path, whose folder is
+ * made. ST_BUSY: another process is at it, or the model's file has changed meanwhile. ST_CANCELLED soon after
+ * *stop was set. ST_NO_SPACE, ST_IO. */
 NODISCARD enum status pack_file_write(const char *path, const struct pack_spec *spec, const void *data,
                                       const atomic_bool *stop, struct error *err);
 

@@ -210,7 +210,7 @@ struct device {
 /* The CPU backend. level forces a lower instruction set than the machine has; asking for one it
  * has not is ST_UNSUPPORTED. threads 0: one per physical core this process may use.
  * The calling thread of each op is worker 0; the others spin for a moment, then park. */
-enum cpu_level { CPU_REFERENCE, CPU_AVX2, CPU_AVX512, CPU_LEVEL_COUNT };
+enum cpu_level { CPU_REFERENCE, CPU_AVX2, CPU_AVXVNNI, CPU_AVX512, CPU_LEVEL_COUNT };
 #define CPU_LEVEL_BEST CPU_LEVEL_COUNT
 struct cpu_device_config {
     enum cpu_level level;
@@ -218,7 +218,10 @@ struct cpu_device_config {
 };
 NODISCARD enum status cpu_device_open(const struct cpu_device_config *config, struct device **out,
                                       struct error *err);
-enum cpu_level cpu_level_supported(void);
+enum cpu_level cpu_level_supported(void); /* the best usable one */
+/* Whether this machine and build have it. One of the lower ones may be missing: not all that have AVX-512 have
+ * AVX-VNNI. */
+bool cpu_level_usable(enum cpu_level level);
 const char *cpu_level_name(enum cpu_level level);
 /* ST_INVALID for an unknown name. */
 enum status cpu_level_parse(const char *name, enum cpu_level *out);

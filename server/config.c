@@ -33,7 +33,7 @@ static const struct option options[] = {
      AT(model_name), .commands = SERVE},
     {"threads", "N", "compute threads; 0: one per core", OPTION_INT, AT(threads), 0, 1024, ENGINE},
     {"cpu-level", "LEVEL", "instruction set; default: the machine's best", OPTION_STRING, AT(cpu_level),
-     .commands = ENGINE, .choices = "reference|avx2|avx512"},
+     .commands = ENGINE, .choices = "reference|avx2|avxvnni|avx512"},
     {"max-batch", "N", "sequences decoded together (64)", OPTION_INT, AT(max_batch), 1, 4096, SERVE},
     {"max-queue", "N", "sequences that may wait (1024)", OPTION_INT, AT(max_queue), 1, 1 << 20, SERVE},
     {"prefill-chunk", "N", "prompt tokens read in one step at most (128)", OPTION_INT, AT(prefill_chunk), 1,

@@ -5,8 +5,8 @@
 #include "base/status.h"
 #include "engine/engine.h"
 
-/* choice: NULL for the above, a folder for that one alone, or "off". Fills malloc'd paths as engine_config.pack_path
- * has them; nothing is looked at or made but the model's true name. */
+/* choice: NULL for the above, a folder for that one alone, or "off". Fills malloc'd paths as
+ * engine_config.pack_path has them; nothing is looked at or made but the model's true name. */
 NODISCARD enum status pack_path_resolve(const char *model, const char *choice, char *out[PACK_PATHS],
                                         struct error *err);
 

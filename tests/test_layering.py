@@ -28,10 +28,11 @@ ALLOWED = {
                "kernels/device.h"],
 }
 # One kernel table knows the CPU's table layout and itself, no other table and nothing of the device.
-KERNEL_TABLES = ("reference", "avx2", "avx512")
+KERNEL_TABLES = ("reference", "avx2", "avxvnni", "avx512")
 TABLE_ALLOWED = ["base/*.h", "kernels/device.h", "kernels/lowrank.h", "kernels/cpu/kernels.h"]
 # A faster table starts as a copy of the one below it and may call its helpers.
-TABLE_BELOW = {"avx2": ["kernels/reference/*.h"], "avx512": ["kernels/avx2/*.h", "kernels/reference/*.h"]}
+TABLE_BELOW = {"avx2": ["kernels/reference/*.h"], **{table: ["kernels/avx2/*.h", "kernels/avx2/*.inc", "kernels/reference/*.h"]
+                                                     for table in ("avxvnni", "avx512")}}
 
 # header of a library: the folders that may include it
 LIBRARIES = {
@@ -65,7 +66,7 @@ def may_include(source, target):
     parts = source.split("/")
     if parts[0] == "kernels" and parts[1] in KERNEL_TABLES:
         table = parts[1]
-        return matches(target, TABLE_ALLOWED + TABLE_BELOW.get(table, []) + [f"kernels/{table}/*.h"])
+        return matches(target, TABLE_ALLOWED + TABLE_BELOW.get(table, []) + [f"kernels/{table}/*.h", f"kernels/{table}/*.inc"])
     return target.startswith(parts[0] + "/") or matches(target, ALLOWED[parts[0]])
 
 

@@ -167,10 +167,10 @@ INLINE void panel_pack(enum dtype type, struct panel_format f, const struct matr
     }
 }
 
-#define X(type, ...)                                                                  \
-    static void pack_##type(const struct matrix *m, size_t first, uint8_t *dst)       \
-    {                                                                                 \
-        panel_pack(DTYPE_##type, PANEL_##type, m, first, dst);                        \
+#define X(type, ...)                                                            \
+    static void pack_##type(const struct matrix *m, size_t first, uint8_t *dst) \
+    {                                                                           \
+        panel_pack(DTYPE_##type, PANEL_##type, m, first, dst);                  \
     }
 PANEL_FORMATS(X)
 #undef X

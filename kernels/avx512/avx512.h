@@ -3,7 +3,7 @@
 #ifndef KERNELS_AVX512_AVX512_H
 #define KERNELS_AVX512_AVX512_H
 
-#ifdef KERNELS_EMULATE_AVX512
+#ifdef KERNELS_EMULATE
 #define cpu_kernels_avx512        cpu_kernels_avx512_emulated
 #define avx512_product_int8_fill  avx512_product_int8_fill_emulated
 #define avx512_product_float_fill avx512_product_float_fill_emulated

@@ -1,4 +1,4 @@
-/* AVX-512 intrinsics, from the compiler or, where KERNELS_EMULATE_AVX512 is defined, in portable C.
+/* AVX-512 intrinsics, from the compiler or, where KERNELS_EMULATE is defined, in portable C.
  *
  * The folder is compiled twice: natively, for the server, and emulated (SIMDe), for checkkernels, so
  * that a machine without AVX-512 checks the same source. The few intrinsics SIMDe lacks are made of two
@@ -8,16 +8,14 @@
 
 #include <immintrin.h>
 
-#define INLINE static inline __attribute__((always_inline))
-
 /* Unrolled emulation would take the compiler minutes. */
-#ifdef KERNELS_EMULATE_AVX512
+#ifdef KERNELS_EMULATE
 #define UNROLL
 #else
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-#ifdef KERNELS_EMULATE_AVX512
+#ifdef KERNELS_EMULATE
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>

@@ -151,7 +151,7 @@ enum status cpu_device_open(const struct cpu_device_config *config, struct devic
 {
     enum cpu_level best = cpu_level_supported();
     enum cpu_level level = config->level == CPU_LEVEL_BEST ? best : config->level;
-    if (level > best)
+    if (!cpu_level_usable(level))
         return error_set(err, ST_UNSUPPORTED, "this machine has no %s; the best it can do is %s",
                          cpu_level_name(level), cpu_level_name(best));
 
@@ -160,7 +160,8 @@ enum status cpu_device_open(const struct cpu_device_config *config, struct devic
     d->base = (struct device){.ops = &cpu_ops, .grad = &cpu_grad_ops, .name = d->name};
     d->level = level;
     snprintf(d->name, sizeof d->name, "cpu %s", cpu_level_name(level));
-    for (int i = 0; i <= (int)level; i++) cpu_level_kernels((enum cpu_level)i, &d->table[i]);
+    for (int i = 0; i <= (int)level; i++)
+        if (cpu_level_usable((enum cpu_level)i)) cpu_level_kernels((enum cpu_level)i, &d->table[i]);
     d->kernels = &d->table[level];
     pthread_mutex_init(&d->pool_lock, NULL);
 

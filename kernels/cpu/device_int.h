@@ -62,7 +62,7 @@ struct cpu_device {
     struct device base;
     char name[32];
     enum cpu_level level;
-    struct cpu_kernels table[CPU_LEVEL_COUNT]; /* up to `level`; products fall back downwards */
+    struct cpu_kernels table[CPU_LEVEL_COUNT]; /* usable ones up to `level`; products fall back downwards */
     const struct cpu_kernels *kernels;         /* table[level] */
     struct pool *pool;
     pthread_mutex_t pool_lock; /* the pool is the ops', or one packer's */
@@ -93,7 +93,8 @@ void cpu_scratch_release(struct cpu_device *d);
 
 enum status cpu_weight_pack(struct device *device, const struct matrix *m, struct weight **out);
 void cpu_weight_free(struct device *device, struct weight *w);
-enum status cpu_weight_layout(struct device *device, const struct matrix *m, const char **name, size_t *bytes);
+enum status cpu_weight_layout(struct device *device, const struct matrix *m, const char **name,
+                              size_t *bytes);
 void cpu_weight_fill(struct device *device, const struct matrix *m, void *packed, size_t begin, size_t end);
 bool cpu_weight_filled(struct device *device, const struct matrix *m, const void *packed, size_t row);
 enum status cpu_weight_open(struct device *device, const struct matrix *m, const void *packed,

@@ -123,7 +123,8 @@ struct cpu_kernels {
 /* The tables, complete ones: entries a level does not override come from the level below. */
 void cpu_kernels_reference(struct cpu_kernels *k);
 void cpu_kernels_avx2(struct cpu_kernels *k);   /* on top of reference */
-void cpu_kernels_avx512(struct cpu_kernels *k); /* on top of avx2 */
+void cpu_kernels_avxvnni(struct cpu_kernels *k); /* on top of avx2 */
+void cpu_kernels_avx512(struct cpu_kernels *k);  /* on top of avx2 */
 /* One of them; a level this build has not aborts. */
 void cpu_level_kernels(enum cpu_level level, struct cpu_kernels *out);
 

@@ -10,7 +10,8 @@
 #include <string.h>
 #include <time.h>
 
-/* The AVX-512 kernels built from portable C; absent where there are none to build. */
+/* Tables whose instructions are emulated; absent where there are none to build. */
+__attribute__((weak)) void cpu_kernels_avxvnni_emulated(struct cpu_kernels *k);
 __attribute__((weak)) void cpu_kernels_avx512_emulated(struct cpu_kernels *k);
 
 struct options {
@@ -56,21 +57,28 @@ int main(int argc, char **argv)
 {
     struct options o;
     if (!parse(argc, argv, &o)) {
-        fprintf(stderr,
-                "usage: checkkernels [--seed N] [--table reference|avx2|avx512|avx512-emulated] [--bench]\n");
+        fprintf(stderr, "usage: checkkernels [--seed N] [--table "
+                        "reference|avx2|avxvnni|avx512|avxvnni-emulated|avx512-emulated] [--bench]\n");
         return 2;
     }
     if (!o.bench) printf("seed %llu\n", (unsigned long long)o.seed);
 
     struct cpu_kernels reference, table;
     cpu_kernels_reference(&reference);
-    for (int level = 0; level <= (int)cpu_level_supported(); level++) {
+    for (int level = 0; level < CPU_LEVEL_COUNT; level++) {
+        if (!cpu_level_usable((enum cpu_level)level)) continue;
         cpu_level_kernels((enum cpu_level)level, &table);
         run(&o, &(struct check){&table, &reference, cpu_level_name((enum cpu_level)level)});
     }
-    if (cpu_kernels_avx512_emulated && !o.bench) {
-        cpu_kernels_avx512_emulated(&table);
-        run(&o, &(struct check){&table, &reference, "avx512-emulated"});
+    const struct {
+        void (*fill)(struct cpu_kernels *k);
+        const char *name;
+    } emulated[] = {{cpu_kernels_avxvnni_emulated, "avxvnni-emulated"},
+                    {cpu_kernels_avx512_emulated, "avx512-emulated"}};
+    for (int i = 0; i < 2 && !o.bench; i++) {
+        if (!emulated[i].fill) continue;
+        emulated[i].fill(&table);
+        run(&o, &(struct check){&table, &reference, emulated[i].name});
     }
     if (!o.bench) printf("%d passed, %d failed\n", check_passed_count(), check_failed_count());
     return check_failed_count() > 0;

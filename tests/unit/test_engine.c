@@ -186,8 +186,9 @@ static void invariance_check(enum cpu_level level, const char *model)
 static void test_batch_invariance(void **state)
 {
     (void)state;
-    for (int level = CPU_REFERENCE; level <= (int)cpu_level_supported(); level++)
-        invariance_check((enum cpu_level)level, "models/gqa_tied.gguf");
+    for (int level = CPU_REFERENCE; level < CPU_LEVEL_COUNT; level++)
+        if (cpu_level_usable((enum cpu_level)level))
+            invariance_check((enum cpu_level)level, "models/gqa_tied.gguf");
     invariance_check(cpu_level_supported(), "models/mha_untied.gguf");
 }
 

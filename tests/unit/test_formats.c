@@ -64,8 +64,8 @@ static void check_level(enum cpu_level level)
 static void every_format_at_every_level(void **state)
 {
     (void)state;
-    for (int level = CPU_REFERENCE; level <= (int)cpu_level_supported(); level++)
-        check_level((enum cpu_level)level);
+    for (int level = CPU_REFERENCE; level < CPU_LEVEL_COUNT; level++)
+        if (cpu_level_usable((enum cpu_level)level)) check_level((enum cpu_level)level);
 }
 
 static void inspect_knows_every_format(void **state)

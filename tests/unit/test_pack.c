@@ -40,7 +40,8 @@ static void *random_q8_0(struct test_random *r, size_t rows, size_t cols, size_t
     return data;
 }
 
-static void put_matrix(struct gguf_writer *w, struct test_random *r, const char *name, size_t cols, size_t rows)
+static void put_matrix(struct gguf_writer *w, struct test_random *r, const char *name, size_t cols,
+                       size_t rows)
 {
     size_t bytes;
     void *data = random_q8_0(r, rows, cols, &bytes);
@@ -57,9 +58,12 @@ static void put_norm(struct gguf_writer *w, const char *name)
 
 static void put_layer(struct gguf_writer *w, struct test_random *r, int layer)
 {
-    static const struct { const char *name; size_t cols, rows; } matrix[] = {
-        {"attn_q", EMBED, EMBED}, {"attn_k", EMBED, KV},    {"attn_v", EMBED, KV},   {"attn_output", EMBED, EMBED},
-        {"ffn_gate", EMBED, FFN}, {"ffn_up", EMBED, FFN}, {"ffn_down", FFN, EMBED}};
+    static const struct {
+        const char *name;
+        size_t cols, rows;
+    } matrix[] = {{"attn_q", EMBED, EMBED},      {"attn_k", EMBED, KV},    {"attn_v", EMBED, KV},
+                  {"attn_output", EMBED, EMBED}, {"ffn_gate", EMBED, FFN}, {"ffn_up", EMBED, FFN},
+                  {"ffn_down", FFN, EMBED}};
     char name[64];
     for (size_t i = 0; i < sizeof matrix / sizeof *matrix; i++) {
         snprintf(name, sizeof name, "blk.%d.%s.weight", layer, matrix[i].name);
@@ -103,7 +107,8 @@ static bool mapped(const char *path)
     return found;
 }
 
-/* Opens the model with pack files as given (or none), runs some tokens, closes. from: which file is in use. */
+/* Opens the model with pack files as given (or none), runs some tokens, closes. from: which file is in use.
+ */
 static void run(struct stage *s, const char *first, const char *second, float *logits, const char **from)
 {
     struct model_config config = {.path = s->model, .device = s->device, .pack_path = {first, second}};
@@ -320,7 +325,8 @@ int main(void)
 {
     if (cpu_level_supported() == CPU_REFERENCE) {
         print_message("this processor has no kernels that pack weights\n");
-        return cmocka_run_group_tests(((const struct CMUnitTest[]){TEST(progress_moves_within_a_tensor)}), NULL, NULL);
+        return cmocka_run_group_tests(((const struct CMUnitTest[]){TEST(progress_moves_within_a_tensor)}),
+                                      NULL, NULL);
     }
     const struct CMUnitTest tests[] = {
         TEST(the_next_start_maps_the_same_weights),

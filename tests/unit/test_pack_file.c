@@ -168,8 +168,8 @@ static void damaged_data_are_found(void **state)
 static void other_lengths_are_refused(void **state)
 {
     struct stage *s = *state;
-    const off_t lengths[] = {DATA_OFFSET + DATA_BYTES + 1, DATA_OFFSET + DATA_BYTES - 1, DATA_OFFSET,
-                             HEADER_BYTES, 7, 0};
+    const off_t lengths[] = {
+        DATA_OFFSET + DATA_BYTES + 1, DATA_OFFSET + DATA_BYTES - 1, DATA_OFFSET, HEADER_BYTES, 7, 0};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
         assert_int_equal(truncate(s->path, lengths[i]), 0);
         refuse(s, &s->spec, "bytes, where this model takes");
@@ -239,7 +239,8 @@ static void a_private_model_makes_a_private_file(void **state)
 
 /* --- the model's dates --- */
 
-/* What the model holds is looked at only where its dates differ: with the same dates, other bytes are not seen. */
+/* What the model holds is looked at only where its dates differ: with the same dates, other bytes are not
+ * seen. */
 static bool model_is_read(struct stage *s)
 {
     static const unsigned char other[MODEL_BYTES];

@@ -193,7 +193,8 @@ static void test_reference(void **state)
 static void test_fast(void **state)
 {
     (void)state;
-    for (int level = CPU_REFERENCE + 1; level <= (int)cpu_level_supported(); level++) {
+    for (int level = CPU_REFERENCE + 1; level < CPU_LEVEL_COUNT; level++) {
+        if (!cpu_level_usable((enum cpu_level)level)) continue;
         struct outcome out = run((enum cpu_level)level, DTYPE_F16);
         assert_true(out.max < FAST_MAX);
         assert_true(out.sum / (double)out.count < FAST_MEAN);
