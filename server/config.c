@@ -44,7 +44,7 @@ static const struct option options[] = {
     {"kv-type", "TYPE", "element type of keys and values (f16)", OPTION_STRING, AT(kv_type), .commands = RUNS,
      .choices = "f16|f32"},
     {"pack-cache", "DIR", "keep packed weights here for the next start; off: nowhere (beside the model, else ~/.cache)",
-     OPTION_STRING, AT(pack_cache), .commands = RUNS},
+     OPTION_STRING, AT(pack_cache), .commands = ENGINE},
     {"no-prefix-cache", NULL, "compute every prompt anew, whatever was computed for others", OPTION_FLAG,
      AT(no_prefix_cache), .commands = SERVE},
     {"adapter-bytes", "SIZE", "memory for adapters (1G)", OPTION_BYTES, AT(adapter_bytes), .commands = SERVE},
@@ -213,7 +213,7 @@ static enum status complete(enum command command, struct config *c, struct error
     if (key && key[0]) c->api_key = key;
     if ((command & ENGINE) && !c->model)
         return error_set(err, ST_INVALID, "--model FILE is required: a GGUF file");
-    if (command & RUNS) {
+    if (command & ENGINE) {
         enum status st = pack_path_resolve(c->model, c->pack_cache, c->pack_path, err);
         if (st) return st;
     }
