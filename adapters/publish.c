@@ -221,13 +221,15 @@ static enum status version_republish(struct registry *r, const char *tenant, str
 }
 
 /* The adapter's version of these bytes, if it is in memory: whoever uploads it again changes an order, so
- * nothing is packed or stored. NULL: none. The caller holds `publish`. */
+ * nothing is packed or stored. NULL: none, or there are more versions than are to be kept. The caller holds
+ * `publish`. */
 static struct version *put_known(struct put *p)
 {
     pthread_mutex_lock(&p->registry->lock);
     struct named_adapter *a = registry_find(p->registry, p->tenant, p->name);
     struct version *v = a ? version_by_hash(a, p->record.hash) : NULL;
-    if (v && !v->packed) v = NULL;
+    int keep = v ? keep_count(p->registry, &a->settings) : 0;
+    if (v && (!v->packed || (keep && a->version_count > (size_t)keep))) v = NULL;
     pthread_mutex_unlock(&p->registry->lock);
     return v;
 }
@@ -252,6 +254,7 @@ static enum status put_new(struct put *p, struct put_result *result, struct erro
     p->loading = true;
     pthread_mutex_unlock(&r->lock);
     enum status st = registry_pack(r, &p->files.config, &p->files.tensors, &p->record, &p->packed, err);
+    if (!st) st = store_sync(p->files.tensors_path, err);
     if (!st) {
         pthread_mutex_lock(&r->publish);
         st = put_check(p, &result->unchanged, err); /* others may have published meanwhile */

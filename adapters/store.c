@@ -57,6 +57,8 @@ static const char *const migrations[] = {
     "PRAGMA user_version = 3;"
     "COMMIT",
 };
+#define BLOB_COMPARE_MAX ((size_t)64 << 10)
+
 #define SCHEMA_VERSION (int)(sizeof migrations / sizeof *migrations)
 
 /* name, text. Where there are several, parameter 1 is the tenant and 2 the name. */
@@ -304,21 +306,57 @@ static enum status blobs_sweep(struct store *s, const char *folder, struct error
     return st;
 }
 
-static enum status blob_add(struct store *s, const char *from, const char *hash, struct error *err)
+enum status store_sync(const char *path, struct error *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return file_error(err, "open", path);
+    enum status st = fsync(fd) ? file_error(err, "sync", path) : ST_OK;
+    close(fd);
+    return st;
+}
+
+static enum status blob_move(struct store *s, const char *from, const char *path, const char *hash,
+                             struct error *err)
 {
     enum status st = ST_OK;
-    char *path = store_blob_path(s, hash), *shard = path_format(s->data_dir, "blobs/%.2s", hash);
-    if (!path || !shard) {
+    char *shard = path_format(s->data_dir, "blobs/%.2s", hash);
+    if (!shard)
         st = no_memory(err);
-    } else if (mkdir(shard, 0700) == 0) {
+    else if (mkdir(shard, 0700) == 0)
         st = file_sync_folder_of(shard, err);
-    } else if (errno != EEXIST) {
+    else if (errno != EEXIST)
         st = file_error(err, "make the folder", shard);
-    }
     /* The same content again replaces itself, which also mends a damaged file. */
-    if (!st) st = file_move(from, path, err);
-    free(path);
+    if (!st && rename(from, path)) st = file_error(err, "rename", from);
+    if (!st) st = file_sync_folder_of(path, err);
     free(shard);
+    return st;
+}
+
+/* Whether the path is a small file of that content: versions of an adapter mostly share their configuration,
+ * and what is read costs less than two syncs. */
+static bool blob_is(const char *path, const char *hash)
+{
+    char actual[HASH_HEX_SIZE];
+    struct file_map map;
+    if (file_map(path, &map, NULL)) return false;
+    bool same = map.size <= BLOB_COMPARE_MAX && hash_bytes(map.data, map.size, actual) == ST_OK &&
+                strcmp(actual, hash) == 0;
+    file_unmap(&map);
+    return same;
+}
+
+static enum status blob_add(struct store *s, const char *from, const char *hash, bool synced,
+                            struct error *err)
+{
+    bool named = false;
+    char *path = store_blob_path(s, hash);
+    enum status st = path ? blob_named(s, hash, &named, err) : no_memory(err);
+    if (st || (named && blob_is(path, hash))) goto done; /* what a version names is durable */
+    if (!synced) st = store_sync(from, err);
+    if (!st) st = blob_move(s, from, path, hash, err);
+done:
+    free(path);
     return st;
 }
 
@@ -514,8 +552,8 @@ enum status store_publish(struct store *s, const char *tenant, const char *name,
 {
     int64_t number = 0;
     pthread_mutex_lock(&s->mutex);
-    enum status st = blob_add(s, config_path, v->config_blob, err);
-    if (!st) st = blob_add(s, tensors_path, v->tensors_blob, err);
+    enum status st = blob_add(s, config_path, v->config_blob, false, err);
+    if (!st) st = blob_add(s, tensors_path, v->tensors_blob, true, err);
     if (!st) st = transaction_begin(s, err);
     if (!st) {
         st = adapter_add(s, tenant, name, &number, err);

@@ -72,9 +72,13 @@ NODISCARD enum status store_visit(struct store *s,
 /* In the calls below, `orphans` gets the hashes of the files of the versions that went, each with its NUL:
  * for store_collect, once nobody looks for them any more. */
 
-/* Moves the two files into blobs/ under the record's hashes, then makes the record the current version of
- * (tenant, name), new or not, and forgets all but its last `keep` versions (0: none). *number_out is the
- * adapter's. Durable on ST_OK; ST_NO_SPACE, ST_IO leave what was. The files may be gone either way. */
+/* Makes a file's bytes durable: for store_publish, whose callers wait for each other, ahead of it. */
+NODISCARD enum status store_sync(const char *path, struct error *err);
+
+/* Moves the two files, the tensors after store_sync, into blobs/ under the record's hashes, then makes the
+ * record the current version of (tenant, name), new or not, and forgets all but its last `keep` versions (0:
+ * none). *number_out is the adapter's. Durable on ST_OK; ST_NO_SPACE, ST_IO leave what was. The files may be
+ * gone either way. */
 NODISCARD enum status store_publish(struct store *s, const char *tenant, const char *name,
                                     const struct version_record *v, const char *config_path,
                                     const char *tensors_path, int keep, int64_t *number_out,

@@ -22,7 +22,7 @@ from load import (KV_BYTES, PROMPTS, AdapterPool, Load, Memory, ask, leases, mac
                   verdict)
 from server import SMOLLM2, Server
 
-UPLOADERS = 4  # connections of the swapping client
+UPLOADERS = 16  # connections of the swapping client: each adapter's owner has one
 CLIENT_NICENESS = 10
 SLICES = 6  # by turns without swaps and with them
 PROMPTS_USED = PROMPTS[:2]
