@@ -24,12 +24,29 @@ struct transfer {
     int cells; /* of the progress bar */
 };
 
+/* Hands out the whole lines of the answer so far. */
+static bool lines_take(struct transfer *t)
+{
+    size_t at = 0;
+    for (const char *end; (end = memchr(t->answer.data + at, '\n', t->answer.size - at));) {
+        size_t n = (size_t)(end - t->answer.data) - at;
+        if (!t->call->on_line(t->call->ctx, t->answer.data + at, n)) return false;
+        at += n + 1;
+    }
+    memmove(t->answer.data, t->answer.data + at, t->answer.size - at);
+    strbuf_truncate(&t->answer, t->answer.size - at);
+    return true;
+}
+
 static size_t on_answer(char *bytes, size_t one, size_t n, void *ctx)
 {
     struct transfer *t = ctx;
+    long http = 0;
     (void)one; /* always 1 */
     strbuf_append(&t->answer, bytes, n);
-    return t->answer.failed || t->answer.size > ANSWER_BYTES_MAX ? 0 : n;
+    if (t->answer.failed || t->answer.size > ANSWER_BYTES_MAX) return 0;
+    curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &http);
+    return t->call->on_line && http / 100 == 2 && !lines_take(t) ? 0 : n;
 }
 
 static int on_progress(void *ctx, curl_off_t down_total, curl_off_t down, curl_off_t up_total, curl_off_t up)
@@ -50,14 +67,14 @@ static bool header_add(struct transfer *t, const char *name, const char *value)
     return longer;
 }
 
-/* SERVER/v1/adapters[/NAME[/ACTION]] */
+/* SERVER/v1/adapters[/NAME[/ACTION]], or SERVER/PATH */
 static bool url_make(struct transfer *t)
 {
     const struct client_call *c = t->call;
     size_t n = strlen(c->server);
     while (n && c->server[n - 1] == '/') n--;
     strbuf_append(&t->url, c->server, n);
-    strbuf_puts(&t->url, "/v1/adapters");
+    strbuf_puts(&t->url, c->path ? c->path : "/v1/adapters");
     if (c->name) {
         char *name = curl_easy_escape(t->curl, c->name, 0);
         if (!name) return false;
@@ -104,6 +121,21 @@ static enum status body_of_file(struct transfer *t, curl_off_t size, struct erro
     return ST_OK;
 }
 
+/* OpenAI's form of a file. */
+static enum status body_of_examples(struct transfer *t, struct error *err)
+{
+    t->form = curl_mime_init(t->curl);
+    curl_mimepart *purpose = t->form ? curl_mime_addpart(t->form) : NULL;
+    curl_mimepart *file = purpose ? curl_mime_addpart(t->form) : NULL;
+    if (!file || curl_mime_name(purpose, "purpose") ||
+        curl_mime_data(purpose, "fine-tune", CURL_ZERO_TERMINATED) || curl_mime_name(file, "file"))
+        return error_set(err, ST_NOMEM, "out of memory");
+    if (curl_mime_filedata(file, t->call->examples))
+        return error_set(err, ST_NOT_FOUND, "cannot read '%s'", t->call->examples);
+    curl_easy_setopt(t->curl, CURLOPT_MIMEPOST, t->form);
+    return ST_OK;
+}
+
 static enum status body_make(struct transfer *t, struct error *err)
 {
     const struct client_call *c = t->call;
@@ -113,11 +145,12 @@ static enum status body_make(struct transfer *t, struct error *err)
         return header_add(t, "Content-Type", "application/json") ? ST_OK
                                                                  : error_set(err, ST_NOMEM, "out of memory");
     }
-    if (!c->upload) return ST_OK;
-    if (stat(c->upload, &info)) return file_error(err, "open", c->upload);
+    if (!c->upload && !c->examples) return ST_OK;
+    if (c->upload && stat(c->upload, &info)) return file_error(err, "open", c->upload);
     curl_easy_setopt(t->curl, CURLOPT_NOPROGRESS, 0L);
     curl_easy_setopt(t->curl, CURLOPT_XFERINFOFUNCTION, on_progress);
     curl_easy_setopt(t->curl, CURLOPT_XFERINFODATA, t);
+    if (c->examples) return body_of_examples(t, err);
     return S_ISDIR(info.st_mode) ? body_of_folder(t, err) : body_of_file(t, info.st_size, err);
 }
 
@@ -162,7 +195,9 @@ static enum status answer_read(struct transfer *t, int *http_out, cJSON **out, s
     long http = 0;
     cJSON *body = NULL;
     curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &http);
-    enum status parsed = json_parse(t->answer.data ? t->answer.data : "", t->answer.size, &body, NULL);
+    bool lines = t->call->on_line && http / 100 == 2; /* which were handed out as they came */
+    enum status parsed =
+        lines ? ST_OK : json_parse(t->answer.data ? t->answer.data : "", t->answer.size, &body, NULL);
     enum status st = http / 100 != 2 ? refused(http, body, err)
                      : parsed ? error_set(err, ST_BAD_FORMAT, "'%s' does not answer as a Medley server does",
                                           t->call->server)

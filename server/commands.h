@@ -10,6 +10,7 @@ int inspect_run(const struct config *c);
 int convert_run(const struct config *c);
 int push_run(const struct config *c);
 int train_run(const struct config *c);
+int train_remote_run(const struct config *c); /* train_run with --server */
 int list_run(const struct config *c);
 int rollback_run(const struct config *c);
 int remove_run(const struct config *c);

@@ -43,7 +43,8 @@ static const struct option options[] = {
      AT(kv_bytes), .commands = RUNS},
     {"kv-type", "TYPE", "element type of keys and values (f16)", OPTION_STRING, AT(kv_type), .commands = RUNS,
      .choices = "f16|f32"},
-    {"pack-cache", "DIR", "keep packed weights here for the next start; off: nowhere (beside the model, else ~/.cache)",
+    {"pack-cache", "DIR",
+     "keep packed weights here for the next start; off: nowhere (beside the model, else ~/.cache)",
      OPTION_STRING, AT(pack_cache), .commands = ENGINE},
     {"no-prefix-cache", NULL, "compute every prompt anew, whatever was computed for others", OPTION_FLAG,
      AT(no_prefix_cache), .commands = SERVE},
@@ -83,8 +84,10 @@ static const struct option options[] = {
     {"temperature", "X", "0 is greedy (0.8)", OPTION_REAL, AT(temperature), 0, 2, GENERATE},
     {"top-p", "X", "nucleus sampling; 1: off", OPTION_REAL, AT(top_p), 0, 1, GENERATE},
     {"top-k", "N", "sample among the N likeliest; 0: off", OPTION_INT, AT(top_k), 0, INT_MAX, GENERATE},
-    {"adapter", "PATH", "the adapter to go on from: a folder, an archive or a file", OPTION_STRING,
-     AT(train.adapter), .commands = TRAIN},
+    {"server", "URL", "a running server, which trains an adapter of its own; default: this process does",
+     OPTION_STRING, AT(train.server), .commands = TRAIN},
+    {"adapter", "PATH", "the adapter to go on from: a folder, an archive or a file; with --server its name",
+     OPTION_STRING, AT(train.adapter), .commands = TRAIN},
     {"create", NULL, "begin with a new adapter, which changes nothing until it is trained", OPTION_FLAG,
      AT(train.create), .commands = TRAIN},
     {"rank", "N", "of a new adapter's experts (4)", OPTION_INT, AT(train.rank), 1, LR_RANK_MAX, TRAIN},
@@ -99,8 +102,8 @@ static const struct option options[] = {
     {"rslora", NULL, "scale it by alpha / sqrt(rank)", OPTION_FLAG, AT(train.rslora), .commands = TRAIN},
     {"targets", "LIST", "projections of a new adapter, such as q_proj,v_proj (all seven)", OPTION_STRING,
      AT(train.targets), .commands = TRAIN},
-    {"out", "FOLDER", "where the trained adapter goes (required)", OPTION_STRING, AT(train.out),
-     .commands = TRAIN},
+    {"out", "FOLDER", "where the trained adapter goes (required without --server)", OPTION_STRING,
+     AT(train.out), .commands = TRAIN},
     {"data", "FILE", "examples, a JSON object a line (required)", OPTION_STRING, AT(train.examples),
      .commands = TRAIN},
     {"held-out-data", "FILE", "examples to judge by; default: a share of --data", OPTION_STRING,
@@ -211,9 +214,10 @@ static enum status complete(enum command command, struct config *c, struct error
 {
     const char *key = getenv("MEDLEY_API_KEY");
     if (key && key[0]) c->api_key = key;
-    if ((command & ENGINE) && !c->model)
+    bool remote = command == COMMAND_TRAIN && c->train.server;
+    if ((command & ENGINE) && !remote && !c->model)
         return error_set(err, ST_INVALID, "--model FILE is required: a GGUF file");
-    if (command & ENGINE) {
+    if ((command & ENGINE) && !remote) {
         enum status st = pack_path_resolve(c->model, c->pack_cache, c->pack_path, err);
         if (st) return st;
     }

@@ -17,8 +17,9 @@ static const struct {
     {COMMAND_SERVE, "serve", "--model FILE [options]", "answer HTTP requests", serve_run, 0, 0},
     {COMMAND_GENERATE, "generate", "--model FILE [options] PROMPT", "continue one prompt on the terminal",
      generate_run, 1, 1},
-    {COMMAND_TRAIN, "train", "--model FILE --data FILE (--adapter PATH | --create) --out FOLDER [options]",
-     "train an adapter on examples", train_run, 0, 0},
+    {COMMAND_TRAIN, "train",
+     "(--model FILE --out FOLDER | --server URL) --data FILE --adapter PATH|NAME [--create] [options]",
+     "train an adapter on examples, here or in a running server", train_run, 0, 0},
     {COMMAND_INSPECT, "adapter inspect", "PATH", "check an adapter's files and say what is in them",
      inspect_run, 1, 1},
     {COMMAND_CONVERT, "adapter convert", "PATH FOLDER [options]",
@@ -46,7 +47,7 @@ static int command_help(int i)
 {
     printf("medley %s %s\n%s\n\n", commands[i].words, commands[i].arguments, commands[i].summary);
     config_help(commands[i].command, stdout);
-    if (commands[i].command & (COMMAND_LIST | COMMAND_CHANGE))
+    if (commands[i].command & (COMMAND_LIST | COMMAND_CHANGE | COMMAND_TRAIN))
         printf("\nMEDLEY_API_KEY in the environment is sent to the server as its key.\n");
     if (commands[i].command == COMMAND_SERVE)
         printf("\nMEDLEY_API_KEY in the environment sets a key that every request must bring as a bearer "

@@ -1,5 +1,6 @@
 /* `medley train`: an adapter trained on a file of examples, in this process. */
 #include "server/commands.h"
+#include "server/train_show.h"
 
 #include "base/file.h"
 #include "base/log.h"
@@ -29,9 +30,9 @@ struct run {
     struct trainer *trainer;
     struct routing_log *routing;
     char *checkpoint;
-    FILE *log;           /* NULL: none */
-    double shown, saved; /* when progress was shown and a checkpoint written, by the clock */
-    double speed;        /* tokens a second, lately */
+    FILE *log; /* NULL: none */
+    struct train_show show;
+    double saved; /* when a checkpoint was written, by the clock */
 };
 
 static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM, "out of memory"); }
@@ -132,17 +133,6 @@ static enum status check_arguments(const struct config *c, struct error *err)
     return st;
 }
 
-static enum status read_settings(struct run *r, struct error *err)
-{
-    enum status st = ST_OK;
-    train_settings_default(&r->settings);
-    for (size_t i = 0; i < train_setting_count && !st; i++) {
-        const char *text = r->config->train.settings[i];
-        if (text) st = train_settings_set(&r->settings, train_setting_table[i].name, text, err);
-    }
-    return st;
-}
-
 static enum status open_engine(struct run *r, struct error *err)
 {
     struct engine_config engine;
@@ -202,7 +192,7 @@ static enum status open_all(struct run *r, struct error *err)
 {
     const struct config *c = r->config;
     enum status st = check_arguments(c, err);
-    if (!st) st = read_settings(r, err);
+    if (!st) st = train_settings_given(c, &r->settings, NULL, err);
     if (!st) st = open_files(r, err);
     if (!st) st = open_engine(r, err);
     if (!st)
@@ -271,32 +261,16 @@ static void log_step(struct run *r, const struct trainer_step *s)
     log_line(r, &line);
 }
 
-#define BAR_CELLS        20
-#define SECONDS_PER_LINE 10 /* where there is no terminal */
-
 static void show_step(struct run *r, const struct trainer_step *s)
 {
-    static const char cells[] = "####################";
-    bool terminal = isatty(STDERR_FILENO);
-    double now = train_clock();
-    if (s->seconds > 0) {
-        double speed = (double)s->result.tokens / s->seconds;
-        r->speed = r->speed > 0 ? 0.8 * r->speed + 0.2 * speed : speed;
-    }
-    bool last = s->step == s->steps;
-    if (!last && now - r->shown < (terminal ? 0.1 : SECONDS_PER_LINE)) return;
-    r->shown = now;
-    int64_t left =
-        r->speed > 0
-            ? (int64_t)((double)(s->steps - s->step) * (double)s->tokens / (double)s->step / r->speed)
-            : 0;
-    fprintf(stderr, "%sstep %lld/%lld [%-*.*s] loss %.4f", terminal ? "\r" : "", (long long)s->step,
-            (long long)s->steps, BAR_CELLS, (int)(BAR_CELLS * s->step / s->steps), cells,
-            s->result.objective);
-    if (!isnan(s->result.balance)) fprintf(stderr, ", balance %.3f", s->result.balance);
-    if (!isnan(s->result.contrast)) fprintf(stderr, ", contrast %.3f", s->result.contrast);
-    fprintf(stderr, ", %.0f tokens/s, %lld:%02lld left %s", r->speed, (long long)left / 60,
-            (long long)left % 60, !terminal || last ? "\n" : "  ");
+    const struct train_point p = {.step = s->step,
+                                  .steps = s->steps,
+                                  .loss = s->result.objective,
+                                  .balance = s->result.balance,
+                                  .contrast = s->result.contrast,
+                                  .tokens = (double)s->result.tokens,
+                                  .seconds = s->seconds};
+    train_show(&r->show, &p);
 }
 
 /* --- running --- */
@@ -396,6 +370,7 @@ static enum status train(struct run *r, struct error *err)
 
 int train_run(const struct config *c)
 {
+    if (c->train.server) return train_remote_run(c);
     struct run r = {.config = c};
     struct error err = {0};
     log_set_level(LOG_WARN);

@@ -175,7 +175,7 @@ enum status train_settings_set(struct train_settings *s, const char *name, const
 
 /* --- writing --- */
 
-static void write_one(const struct train_settings *s, const struct train_setting *t, struct strbuf *out)
+void train_setting_write(const struct train_settings *s, const struct train_setting *t, struct strbuf *out)
 {
     const void *at = (const char *)s + t->offset;
     strbuf_printf(out, "\"%s\":", t->name);
@@ -196,7 +196,7 @@ void train_settings_write(const struct train_settings *s, struct strbuf *out)
     strbuf_putc(out, '{');
     for (size_t i = 0; i < train_setting_count; i++) {
         if (i) strbuf_putc(out, ',');
-        write_one(s, &train_setting_table[i], out);
+        train_setting_write(s, &train_setting_table[i], out);
     }
     strbuf_putc(out, '}');
 }

@@ -72,6 +72,8 @@ NODISCARD enum status train_settings_set(struct train_settings *s, const char *n
                                          struct error *err);
 /* Appends all of them as a JSON object, which reads back equal. */
 void train_settings_write(const struct train_settings *s, struct strbuf *out);
+/* Appends one of them: "name":value. */
+void train_setting_write(const struct train_settings *s, const struct train_setting *t, struct strbuf *out);
 /* Appends the name of an enum's value. */
 void train_choice_write(const struct train_setting *t, int value, struct strbuf *out);
 
