@@ -30,6 +30,11 @@ struct config {
     bool insecure_listen;
     size_t adapter_bytes, upload_bytes;
     int rank_max, experts_max, keep_versions, max_connections, drain_seconds;
+    /* training */
+    bool no_training;
+    double train_turn_ms;
+    int train_jobs, train_queue;
+    size_t train_file_bytes, train_tenant_bytes;
     /* of a running server */
     const char *server, *expected_version;
     /* convert */

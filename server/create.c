@@ -1,6 +1,4 @@
 /* POST /v1/adapters: a new adapter that nothing has trained, a no-op until something does. */
-#include "api/training.h"
-#include "server/adapters.h"
 #include "server/handlers.h"
 #include "server/training.h"
 #include "training/publish.h"

@@ -146,7 +146,7 @@ static struct event_mail *copy_event(struct sequence *q, const struct engine_eve
     return m;
 }
 
-void job_event(void *ctx, const struct engine_event *event)
+void job_on_event(void *ctx, const struct engine_event *event)
 {
     struct sequence *q = ctx;
     struct mailbox *box = &q->job->service->mailbox;

@@ -35,7 +35,8 @@ struct route {
      * single call, on_data gets the bytes in order, then handle is called at the end. */
     void (*begin)(struct exchange *x);
     void (*on_data)(struct exchange *x, const char *data, size_t n);
-    bool open; /* answered without a key, and while the server loads or drains */
+    bool open;           /* answered without a key, and while the server loads or drains */
+    const char *summary; /* for people */
 };
 
 struct http_config {

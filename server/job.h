@@ -4,8 +4,8 @@
  *
  * A job outlives its exchange: when the client goes away, its sequences are cancelled and the job
  * stays until the engine has sent the last event of each, since until then their adapters are in use. The
- * leases are released in job_free and nowhere else. Loop's thread only, except job_prepare and what job_event
- * reads. */
+ * leases are released in job_free and nowhere else. Loop's thread only, except job_prepare and what
+ * job_on_event reads. */
 #ifndef SERVER_JOB_H
 #define SERVER_JOB_H
 
@@ -94,7 +94,7 @@ bool job_try_leases(struct job *j);
 NODISCARD enum status job_submit(struct job *j, struct error *err);
 
 /* events.c: the engine's callback; ctx is a sequence. */
-void job_event(void *ctx, const struct engine_event *event);
+void job_on_event(void *ctx, const struct engine_event *event);
 NODISCARD bool job_events_open(struct sequence *q);
 void job_events_close(struct sequence *q);
 

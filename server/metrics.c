@@ -3,7 +3,7 @@
 #include "server/metrics.h"
 
 #include "server/handlers.h"
-#include "server/service.h"
+#include "server/training.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -101,6 +101,22 @@ static void write_adapters(struct strbuf *out, const struct service *s)
             (double)r.evictions);
 }
 
+static void write_training(struct strbuf *out, const struct service *s)
+{
+    struct jobs_stats t;
+    jobs_stats(s->training, &t);
+    gauge(out, "medley_training_jobs_queued", "Training jobs that wait.", t.queued);
+    gauge(out, "medley_training_jobs_running", "Training jobs that run.", t.running);
+    gauge(out, "medley_training_sessions", "Adapters trained step by step.", t.sessions);
+    counter(out, "medley_training_steps_total", "Steps of the optimiser.", (double)t.steps);
+    counter(out, "medley_training_tokens_total", "Tokens trained on.", (double)t.tokens);
+    counter(out, "medley_training_step_seconds_total", "Time in those steps.", t.step_seconds);
+    counter(out, "medley_training_published_total", "Versions published.", (double)t.published);
+    counter(out, "medley_training_failed_total", "Jobs that failed.", (double)t.failed);
+    gauge(out, "medley_training_bytes", "Memory: transposed weights, parameters, moments, activations.",
+          (double)(t.transposed_bytes + t.state_bytes));
+}
+
 void metrics_get(struct exchange *x)
 {
     const struct service *s = service_of(x);
@@ -108,5 +124,6 @@ void metrics_get(struct exchange *x)
     write_engine(&out, s);
     write_requests(&out, &s->metrics);
     write_adapters(&out, s);
+    if (s->training) write_training(&out, s);
     exchange_reply(x, 200, "text/plain; version=0.0.4", &out);
 }

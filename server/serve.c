@@ -6,6 +6,7 @@
 #include "server/listen.h"
 #include "server/routes.h"
 #include "server/service.h"
+#include "server/training.h"
 
 #include <signal.h>
 #include <sodium.h>
@@ -46,6 +47,7 @@ static void on_drain_over(uv_timer_t *t)
     log_warn("requests are still running after %d s: cancelling them", v->config->drain_seconds);
     api_error_set(&err, 503, "shutting_down", NULL, "the server is shutting down");
     job_cancel_all(&v->service, &err);
+    session_cancel_all(&v->service);
     uv_timer_start(&v->drain, on_grace_over, GRACE_MS, 0);
 }
 
@@ -62,15 +64,46 @@ static void on_signal(uv_signal_t *signal, int number)
     size_t running = http_exchange_count(s->http);
     log_info("draining: %zu requests are under way; signal again to stop at once", running);
     http_quiesce(s->http);
+    struct api_error err = {0};
+    api_error_set(&err, 503, "shutting_down", NULL,
+                  "the server is shutting down; the training goes on when it starts again");
+    follow_end_all(s, &err);
     uv_timer_start(&v->drain, on_drain_over, (uint64_t)v->config->drain_seconds * 1000, 0);
     service_settle(s);
 }
 
 static void on_idle(void *ctx) { service_settle(ctx); }
 
-static void on_ping(uv_timer_t *t) { job_ping_all(&((struct server *)t->data)->service); }
+static void on_ping(uv_timer_t *t)
+{
+    struct service *s = &((struct server *)t->data)->service;
+    job_ping_all(s);
+    follow_ping_all(s);
+}
 
 /* ------------------------------------------------------------------ loading */
+
+static enum status open_training(struct server *v, struct error *err)
+{
+    struct service *s = &v->service;
+    struct jobs_config c = {
+        .data_dir = v->config->data,
+        .engine = s->engine,
+        .device = s->device,
+        .registry = s->registry,
+        .base = s->base,
+        .running_max = v->config->train_jobs,
+        .queue_max = v->config->train_queue,
+        .file_bytes_max = v->config->train_file_bytes,
+        .tenant_bytes_max = v->config->train_tenant_bytes,
+    };
+    s->no_training = "it was started with --no-training";
+    if (v->config->no_training) return ST_OK;
+    enum status st = jobs_open(&c, &s->training, err);
+    if (st != ST_UNSUPPORTED || s->device->grad) return st;
+    s->no_training = "its device has no operations for that";
+    return ST_OK;
+}
 
 static void load(struct task *t)
 {
@@ -88,6 +121,7 @@ static void load(struct task *t)
     registry_config_fill(v->config, s->engine, s->device, v->config->data, &registry);
     s->base = registry.base;
     v->load_status = registry_open(&registry, &s->registry, &v->error);
+    if (!v->load_status) v->load_status = open_training(v, &v->error);
 }
 
 static void print_banner(const struct server *v)
@@ -220,9 +254,10 @@ static void finish(struct server *v)
     http_close(s->http);
     s->http = NULL;
     while (s->task_count) uv_run(&v->loop, UV_RUN_ONCE);
+    if (s->training) jobs_close(s->training);
     engine_close(s->engine);
     if (v->handles) mailbox_close(&s->mailbox);
-    CHECK(!s->jobs);
+    CHECK(!s->jobs && !s->follows && !s->session_requests);
     close_handles(v);
     while (s->task_count) uv_run(&v->loop, UV_RUN_ONCE);
     registry_close(s->registry);

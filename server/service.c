@@ -143,8 +143,8 @@ struct service *service_of(const struct exchange *x) { return exchange_ctx(x); }
 
 void service_settle(struct service *s)
 {
-    if (s->state == SERVICE_DRAINING && s->http && !s->jobs && !s->task_count &&
-        !http_exchange_count(s->http))
+    if (s->state == SERVICE_DRAINING && s->http && !s->jobs && !s->follows && !s->session_requests &&
+        !s->task_count && !http_exchange_count(s->http))
         s->on_settled(s);
 }
 

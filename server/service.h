@@ -35,6 +35,9 @@ void mailbox_post(struct mailbox *m, struct mail *mail); /* any thread */
 enum service_state { SERVICE_LOADING, SERVICE_READY, SERVICE_DRAINING };
 
 struct job;
+struct jobs;
+struct follow;
+struct session_request;
 
 struct service {
     uv_loop_t *loop;
@@ -44,11 +47,15 @@ struct service {
     struct engine *engine;
     struct registry *registry;
     struct adapter_base base; /* what adapters must fit */
+    struct jobs *training;    /* NULL: this server does not train, */
+    const char *no_training;  /* for this reason */
     struct http *http;
     struct mailbox mailbox;
     int64_t started;                            /* unix seconds */
     unsigned char set_secret[SET_SECRET_BYTES]; /* random */
     struct job *jobs;                           /* completions under way */
+    struct follow *follows;                     /* requests that wait for training */
+    struct session_request *session_requests;   /* step-wise calls under way */
     size_t task_count;
     struct metrics metrics;
     void (*on_settled)(struct service *s); /* draining, and nothing is under way any more */

@@ -51,7 +51,7 @@ static enum status submit_one(struct job *j, struct sequence *q, const struct sa
         .set_key = j->set_key,
         .cache_salt = j->cache_salt,
         .priority = j->request.priority,
-        .on_event = job_event,
+        .on_event = job_on_event,
         .ctx = q,
     };
     r.sampling.seed = seed_of_choice(sampling->seed, (uint64_t)q->index % (uint64_t)j->request.best_of);

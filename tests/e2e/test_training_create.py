@@ -107,3 +107,35 @@ def test_metrics_count(server):
     assert grown["vllm:time_to_first_token_seconds_count"] == 1
     assert grown['vllm:time_to_first_token_seconds_bucket{le="+Inf"}'] == 1
     assert after["medley_adapters"] == len(server.call("GET", "/v1/adapters").json()["data"])
+
+
+def test_serving_counts_who_is_chosen(server):
+    assert create(server, name="counted", r=2, num_experts=4, top_k=2, target_modules=["v_proj", "down_proj"]).status == 201
+    assert server.call("GET", "/v1/adapters/counted/routing").json()["training"] is None
+    prompt = list(range(10, 17))
+    server.complete(model="counted", prompt=[prompt], max_tokens=5, ignore_eos=True)
+    routing = server.call("GET", "/v1/adapters/counted/routing").json()
+    sites = routing["serving"]["sites"]
+    assert {s["projection"] for s in sites} == {"v_proj", "down_proj"}
+    for site in sites:
+        assert site["rows"] == len(prompt) + 5 - 1, "the last token is not read"
+        assert abs(sum(site["share"]) - 2) < 1e-3 and abs(sum(site["gate"]) - 1) < 1e-3
+    assert create(server, name="uncounted").status == 201
+    assert server.call("GET", "/v1/adapters/uncounted/routing").json()["serving"] == {"sites": []}
+    assert server.call("GET", "/v1/adapters/nobody/routing").status == 404
+
+
+def test_openapi_knows_every_call(server):
+    spec = server.call("GET", "/v1/openapi.json").json()
+    assert spec["openapi"].startswith("3.")
+    for path, methods in spec["paths"].items():
+        named = path.replace("{name}", "x").replace("{id}", "x")
+        for method, call in methods.items():
+            assert call["summary"], path
+            assert bool(call.get("parameters")) == ("{" in path)
+        reply = server.call("DELETE" if "delete" not in methods else "PATCH", named)
+        if reply.status == 405:
+            assert set(reply.headers["Allow"].lower().split(", ")) - {"head"} == set(methods), path
+    assert {"/v1/completions", "/v1/adapters/{name}/train", "/metrics"} <= set(spec["paths"])
+    settings = spec["components"]["schemas"]["TrainingSettings"]["properties"]
+    assert settings["learning_rate"]["default"] == 0.001 and "constant" in settings["schedule"]["enum"]
