@@ -23,12 +23,13 @@ static void shuffle(uint32_t *x, size_t n, uint64_t state)
 
 #define STREAM_HELD_OUT UINT64_MAX /* the others are epochs */
 #define HELD_OUT_FROM   10         /* examples */
+#define HELD_OUT_MAX    1000       /* more judge no better, and take their time */
 
 static size_t held_count_of(size_t examples, double share)
 {
     if (share == 0 || examples < HELD_OUT_FROM) return 0;
     size_t n = (size_t)llround((double)examples * share);
-    return n ? n : 1;
+    return n == 0 ? 1 : n < HELD_OUT_MAX ? n : HELD_OUT_MAX;
 }
 
 /* Puts the examples into train and held, each in the order of the data. */

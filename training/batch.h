@@ -22,7 +22,7 @@ struct batch_plan {
 };
 
 /* Holds out a share of the examples, chosen by the seed: rounded to the nearest number, at least one where
- * there are ten examples, none where there are fewer. ST_NOMEM. */
+ * there are ten examples, none where there are fewer, 1000 at most. ST_NOMEM. */
 NODISCARD enum status batch_plan_init(struct batch_plan *p, const struct dataset *d, uint64_t seed,
                                       double held_out, int64_t batch_tokens);
 void batch_plan_release(struct batch_plan *p);

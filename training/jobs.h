@@ -47,7 +47,7 @@ struct jobs_config {
  * or a later program wrote the database. */
 NODISCARD enum status jobs_open(const struct jobs_config *config, struct jobs **out, struct error *err);
 /* Stops what runs at its next op, leaving checkpoints; the next jobs_open goes on. Ends sessions' calls with
- * ST_DRAINING. No callback comes after it. To be called before engine_close. */
+ * ST_DRAINING. Watches must have been ended. No callback comes after it. To be called before engine_close. */
 void jobs_close(struct jobs *j);
 
 /* --- files of examples

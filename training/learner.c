@@ -62,6 +62,13 @@ enum status learner_reserve(struct learner *l, int rows, int seq_rows)
                      &l->pass);
 }
 
+void learner_rest(struct learner *l)
+{
+    pass_close(l->pass);
+    l->pass = NULL;
+    l->rows_max = l->seq_rows_max = 0;
+}
+
 /* --- the optimiser --- */
 
 /* In double, as beta2 near 1 leaves a float few digits. */

@@ -38,6 +38,9 @@ size_t learner_bytes(const struct learner *l);
 /* Before any pass: the largest batch. May be called again; only grows. */
 NODISCARD enum status learner_reserve(struct learner *l, int rows, int seq_rows);
 
+/* Gives the memory of passes back until the next learner_reserve. Parameters, gradients and moments stay. */
+void learner_rest(struct learner *l);
+
 /* One update with the gradients as they stand, clipped to settings.clip, at this rate; they are zero
  * afterwards. ST_REJECTED: the gradient is not finite; nothing has changed but the gradients, which are zero.
  */

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #define SAVE_SECONDS 60 /* between checkpoints of a session that is used */
+#define REST_SECONDS 5  /* without a call, until a session gives the memory of passes back */
 
 /* --- actions --- */
 
@@ -184,6 +185,25 @@ static void leave(struct sessions *t, struct session *s)
     unclaim(t, s);
 }
 
+/* One that was idle for a moment: the memory of its passes is worth more elsewhere. */
+static struct session *to_rest(const struct sessions *t, double now)
+{
+    struct session *s = t->first;
+    while (s && (s->busy || !s->learner || !s->learner->pass || now - s->used < REST_SECONDS)) s = s->next;
+    return s;
+}
+
+static void rest(struct sessions *t, struct session *s)
+{
+    struct jobs *j = t->jobs;
+    s->busy = true;
+    pthread_mutex_unlock(&j->lock);
+    learner_rest(s->learner);
+    session_count_bytes(j, s, learner_bytes(s->learner));
+    pthread_mutex_lock(&j->lock);
+    s->busy = false;
+}
+
 static void wait_a_while(struct sessions *t)
 {
     struct timespec until;
@@ -200,10 +220,13 @@ static void *sessions_thread(void *ctx)
     while (!j->closing || t->calls) {
         struct session_call *c = take(t);
         struct session *old = c ? NULL : to_leave(t, train_clock());
+        struct session *idle = c || old ? NULL : to_rest(t, train_clock());
         if (c)
             run_call(t, c);
         else if (old)
             leave(t, old);
+        else if (idle)
+            rest(t, idle);
         else
             wait_a_while(t);
     }

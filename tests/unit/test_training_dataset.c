@@ -474,14 +474,14 @@ static void running_out_of_memory_is_an_answer(void **state)
 
 /* --- batches --- */
 
-/* Examples of 2 to 9 tokens; token 0 of each is its number. */
+/* Examples of 2 to 9 tokens; token 0 of each is its number, by a thousand. */
 static struct dataset *numbered(int count, int64_t batch_tokens)
 {
     struct dataset_rules r = rules();
     struct strbuf text = {0};
     r.batch_tokens = batch_tokens;
     for (int i = 0; i < count; i++) {
-        strbuf_printf(&text, "{\"tokens\": [%d", i);
+        strbuf_printf(&text, "{\"tokens\": [%d", i % 1000);
         for (int k = 0; k <= i % 8; k++) strbuf_puts(&text, ", 7");
         strbuf_puts(&text, "]}\n");
     }
@@ -543,7 +543,7 @@ static void shares_are_held_out(void **state)
         int count;
         double share;
         size_t held;
-    } cases[] = {{9, 0.1, 0}, {10, 0.01, 1}, {10, 0, 0}, {40, 0.25, 10}, {10, 0.9, 9}};
+    } cases[] = {{9, 0.1, 0}, {10, 0.01, 1}, {4000, 0.5, 1000}, {10, 0, 0}, {40, 0.25, 10}, {10, 0.9, 9}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct dataset *d = numbered(cases[i].count, 64);
         struct batch_plan p;

@@ -545,7 +545,122 @@ static void files_have_limits(void **state)
     stop(&s);
 }
 
+static void only_the_last_jobs_are_remembered(void **state)
+{
+    (void)state;
+    struct service s;
+    struct strbuf examples = {0};
+    struct train_job *list;
+    struct train_checkpoint *checkpoints;
+    struct error err;
+    char id[3][TRAIN_ID_MAX];
+    size_t n;
+    bool more;
+    temp_folder_make(&folder);
+    service_open(&s, (struct jobs_config){.keep_jobs = 2});
+    make_adapter(&s, TENANT, "a");
+    train_set_text(&examples);
+    struct train_request r = request_of(&examples);
+    r.settings.publish = PUBLISH_MANUAL;
+    for (int i = 0; i < 3; i++) {
+        r.settings.steps = 1 + i;
+        submit(&s, &r, id[i]);
+        struct train_job job = end_of(&s, id[i]);
+        train_job_release(&job);
+    }
+    service_close(&s); /* the last one's end is over */
+    service_open(&s, (struct jobs_config){.keep_jobs = 2, .keep_seconds = -1});
+    assert_ok(jobs_list(s.jobs, TENANT, "a", NULL, 10, &list, &n, &more, &err), err);
+    assert_true(n == 2 && strcmp(list[0].id, id[2]) == 0 && strcmp(list[1].id, id[1]) == 0);
+    for (size_t i = 0; i < n; i++) {
+        assert_false(list[i].result); /* is over its time, as its checkpoints */
+        train_job_release(&list[i]);
+    }
+    free(list);
+    assert_ok(jobs_checkpoints(s.jobs, TENANT, id[2], &checkpoints, &n, &err), err);
+    assert_int_equal(n, 0);
+    free(checkpoints);
+    assert_int_equal(file_count(path_in(folder.path, "training/jobs")), 0);
+    strbuf_release(&examples);
+    stop(&s);
+}
+
+static void tenants_take_turns(void **state)
+{
+    (void)state;
+    struct service s;
+    struct strbuf examples = {0};
+    struct error err;
+    char mine[3][TRAIN_ID_MAX], theirs[TRAIN_ID_MAX];
+    bool existing;
+    temp_folder_make(&folder);
+    service_open(&s, (struct jobs_config){.running_max = 1});
+    make_adapter(&s, TENANT, "a");
+    make_adapter(&s, "two", "a");
+    train_set_text(&examples);
+    struct train_request r = request_of(&examples);
+    r.settings.publish = PUBLISH_MANUAL;
+    r.settings.steps = 40;
+    for (int i = 0; i < 3; i++) submit(&s, &r, mine[i]);
+    await_step(&s, mine[0], 1);
+    assert_ok(jobs_submit(s.jobs, "two", &r, theirs, &existing, &err), err);
+    struct train_job job = end_of(&s, mine[1]); /* came before, and is taken after */
+    train_job_release(&job);
+    assert_ok(jobs_get(s.jobs, "two", theirs, &job, &err), err);
+    assert_state(&job, TRAIN_SUCCEEDED);
+    train_job_release(&job);
+    strbuf_release(&examples);
+    stop(&s);
+}
+
+static void a_job_that_is_not_finite_fails(void **state)
+{
+    (void)state;
+    struct service s;
+    struct strbuf examples = {0};
+    struct adapter_bundle *bundle;
+    struct adapter_base base;
+    struct put_result put;
+    struct error err;
+    char id[TRAIN_ID_MAX];
+    struct fresh_adapter f = {.rank = 2, .experts = 1, .alpha = 2, .target = {true}, .seed = 3};
+    temp_folder_make(&folder);
+    service_open(&s, (struct jobs_config){0});
+    train_set_base(s.rig.engine, &base);
+    assert_ok(bundle_fresh(&f, &base, &bundle, &err), err);
+    /* B is zero, so this changes no output, but the gradient of B overflows. */
+    float *a = (float *)(uintptr_t)bundle->sites[PROJ_Q]->a[0];
+    for (size_t i = 0; i < 2 * base.d_in[PROJ_Q]; i++) a[i] *= 1e37f;
+    assert_ok(bundle_publish(s.registry, TENANT, "a", bundle, &base, "", &put, &err), err);
+    adapter_bundle_free(bundle);
+    train_set_text(&examples);
+    struct train_request r = request_of(&examples);
+    submit(&s, &r, id);
+    struct train_job job = end_of(&s, id);
+    assert_state(&job, TRAIN_FAILED);
+    assert_int_equal(job.error.status, ST_REJECTED);
+    assert_non_null(strstr(job.error.message, "step 1: the gradient is not finite"));
+    train_job_release(&job);
+    assert_versions(&s, 1);
+    strbuf_release(&examples);
+    stop(&s);
+}
+
 /* --- restarts --- */
+
+static void leftovers_are_cleared_away(void **state)
+{
+    (void)state;
+    static const char *const folders[] = {"training/files", "training/jobs", "training/sessions",
+                                          "training/staging"};
+    struct service s;
+    start(&s);
+    service_close(&s);
+    for (int i = 0; i < 4; i++) file_write(path_in(folder.path, folders[i]), "left", "x", 1);
+    service_open(&s, (struct jobs_config){0});
+    for (int i = 0; i < 4; i++) assert_int_equal(file_count(path_in(folder.path, folders[i])), 0);
+    stop(&s);
+}
 
 #define RESTART_STEPS 30
 
@@ -824,6 +939,10 @@ int main(void)
         cmocka_unit_test(a_deleted_adapter_stays_deleted),
         cmocka_unit_test(tenants_do_not_see_each_other),
         cmocka_unit_test(files_have_limits),
+        cmocka_unit_test(only_the_last_jobs_are_remembered),
+        cmocka_unit_test(tenants_take_turns),
+        cmocka_unit_test(a_job_that_is_not_finite_fails),
+        cmocka_unit_test(leftovers_are_cleared_away),
         cmocka_unit_test(a_closed_service_goes_on),
         cmocka_unit_test(a_killed_service_goes_on),
         cmocka_unit_test(a_session_trains_and_publishes),
