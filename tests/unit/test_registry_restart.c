@@ -105,6 +105,28 @@ static void damaged_files_are_noticed(void **state)
     lease_release(shelf_lease(f, "t", "a", NULL));
 }
 
+/* A stored configuration is not stored again, but only where it is whole. */
+static void a_damaged_configuration_is_mended(void **state)
+{
+    struct shelf *f = *state;
+    struct put_result one = shelf_put(f, "t", "a", 2, 1);
+    struct version_files files;
+    assert_int_equal(registry_open_files(f->registry, "t", "a", NULL, &files, NULL), ST_OK);
+    close(files.config_fd);
+    close(files.tensors_fd);
+    char shard[100];
+    snprintf(shard, sizeof shard, "blobs/%.2s", files.record.config_blob);
+    for (int turn = 0; turn < 2; turn++) {
+        if (turn == 0) file_write(path_in(f->folder.path, shard), files.record.config_blob, "{}", 2);
+        shelf_put(f, "t", "a", 2, 2 + (unsigned)turn);
+        assert_int_equal(shelf_files(f, "blobs"), 3 + turn);
+        shelf_close(f);
+        shelf_open(f);
+        lease_release(shelf_lease(f, "t", "a", one.version));
+        lease_release(shelf_lease(f, "t", "a", NULL));
+    }
+}
+
 static void a_folder_is_opened_once(void **state)
 {
     struct shelf *f = *state;
@@ -186,9 +208,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(a_restart_changes_nothing),       TEST(leftovers_are_collected_at_start),
-        TEST(damaged_files_are_noticed),       TEST(a_folder_is_opened_once),
-        TEST(a_later_schema_is_refused),       TEST(an_earlier_schema_is_brought_up),
-        TEST(numbers_are_not_given_out_again),
+        TEST(damaged_files_are_noticed),       TEST(a_damaged_configuration_is_mended),
+        TEST(a_folder_is_opened_once),         TEST(a_later_schema_is_refused),
+        TEST(an_earlier_schema_is_brought_up), TEST(numbers_are_not_given_out_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
