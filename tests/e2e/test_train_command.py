@@ -95,6 +95,46 @@ def test_mistakes_are_told(tmp_path, data, options, message):
     assert not (tmp_path / "out" / "adapter_config.json").exists()
 
 
+def ask(server, *options):
+    command = [BINARY, "train", "--server", server.url, *options]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_server_trains_its_own(start, tmp_path, data):
+    server = start()
+    code, out, said = ask(server, "--data", data, "--adapter", "mine", *CREATE, "--steps", "8", "--batch-tokens", "64",
+                          "--learning-rate", "0.01")
+    assert code == 0, said
+    assert "held-out loss: " in said and "step 8/8" in said
+    name, version = out.strip().split("@")
+    assert name == "mine"
+    adapter = server.call("GET", "/v1/adapters/mine").json()
+    assert adapter["version"] == version
+    assert adapter["versions"][0]["source"] == "train"
+
+    code, out, said = ask(server, "--data", data, "--adapter", "mine", "--steps", "2", "--batch-tokens", "64",
+                          "--publish", "manual")
+    assert code == 0 and not out, said
+    assert server.call("GET", "/v1/adapters/mine").json()["version"] == version
+
+
+def test_a_server_s_refusals_are_told(start, tmp_path, data):
+    server = start()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n' * 16 + "{oops\n")
+    code, _, said = ask(server, "--data", data, "--adapter", "nobody")
+    assert code == 1 and "nobody" in said
+    code, _, said = ask(server, "--data", bad, "--adapter", "mine", *CREATE)
+    assert code == 1 and "line 17: not JSON" in said
+    code, _, said = ask(server, "--data", data, "--adapter", "mine", "--steps", "-1")
+    assert code == 1 and "steps: must be" in said
+    code, _, said = ask(server, "--data", data, "--adapter", "mine", "--out", tmp_path)
+    assert code == 1 and "not for --server" in said
+    code, _, said = ask(server, "--data", tmp_path / "none", "--adapter", "mine")
+    assert code == 1 and "none" in said
+
+
 def test_a_result_is_not_written_over(tmp_path, data):
     options = ("--data", data, *CREATE, "--steps", "1")
     assert train(tmp_path, *options)[0] == 0
