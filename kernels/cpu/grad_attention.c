@@ -172,7 +172,8 @@ static void merge_heads(const struct attention_backward_args *a, size_t row, con
         const float *from = part + (row * (size_t)a->heads + h * group) * dim;
         float *to = sum + (row * kv_heads + h) * dim;
         memcpy(to, from, dim * sizeof *to);
-        for (size_t i = dim; i < group * dim; i++) to[i % dim] += from[i];
+        for (size_t g = 1; g < group; g++)
+            for (size_t i = 0; i < dim; i++) to[i] += from[g * dim + i];
     }
 }
 
