@@ -43,8 +43,8 @@ struct weight {
 
 #define KV_PAGE_TOKENS 16
 
-/* Keys and values of all layers: element (layer, page, kv_head, token in page, i) of each of k and v, in
- * that order of dimensions. */
+/* Keys and values of all layers: element (layer, kv_head, page, token in page, i) of each of k and v, in
+ * that order of dimensions: where a sequence's pages are neighbours, so is all that one head reads. */
 struct kv_cache {
     enum dtype type; /* F32 or F16 */
     int layers, kv_heads, head_dim, pages;

@@ -51,16 +51,30 @@ static void page_fetch(const char *base, const struct kv_view *kv, int page, siz
     for (size_t i = 0; i < KV_PAGE_TOKENS * row_bytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
 }
 
+/* One token's row. A core has few requests under way at a time and drops what is beyond: fetches are spread evenly
+ * over the work that hides them. */
+INLINE void row_fetch(const char *row, size_t row_bytes)
+{
+    for (size_t i = 0; i < row_bytes; i += 64) _mm_prefetch(row + i, _MM_HINT_T0);
+}
+
+/* A page, or NULL beyond the sequence's last. */
+INLINE const char *page_ahead(const char *base, const struct kv_view *kv, int page)
+{
+    return page < kv->page_count ? base + (size_t)kv->pages[page] * kv->page_bytes : NULL;
+}
+
 /* How many keys or vectors of values go with n queries, so that about eight sums are under way. */
 INLINE int width_of(int n) { return n == 1 ? 8 : n == 4 ? 2 : 4; }
 
 /* s[q][t] = dot products of n queries with the keys of one page */
 INLINE void page_scores(bool half, int n, const struct chunk *c, const char *page, size_t head_dim,
-                        float s[QUERIES][BLOCK_TOKENS], int at)
+                        float s[QUERIES][BLOCK_TOKENS], int at, const char *fetch)
 {
     const int width = width_of(n);
     const size_t row = head_dim * (half ? 2 : 4);
     for (int t = 0; t < KV_PAGE_TOKENS; t += width, page += (size_t)width * row) {
+        for (int j = 0; fetch && j < width; j++) row_fetch(fetch + (size_t)(t + j) * row, row);
         __m256 sums[QUERIES * 8];
         UNROLL for (int i = 0; i < n * width; i++) sums[i] = _mm256_setzero_ps();
         for (size_t d = 0; d < head_dim; d += 8) {
@@ -120,9 +134,14 @@ INLINE void values_add(bool half, int n, int width, const struct kv_view *kv, co
     UNROLL for (int i = 0; i < n; i++) UNROLL for (int j = 0; j < width; j++) y[i * width + j] =
         _mm256_mul_ps(_mm256_set1_ps(factor[i]), _mm256_loadu_ps(c->y[i] + d + 8 * j));
     const char *v = kv->v;
+    const char *fetch = NULL; /* keys of the next block */
     for (int t = 0; t < b->count; t++, v += row) {
-        if (t % KV_PAGE_TOKENS == 0)
-            v = kv->v + (size_t)kv->pages[(b->first + t) / KV_PAGE_TOKENS] * kv->page_bytes;
+        if (t % KV_PAGE_TOKENS == 0) {
+            int page = (b->first + t) / KV_PAGE_TOKENS;
+            v = kv->v + (size_t)kv->pages[page] * kv->page_bytes;
+            fetch = b->fetch && d == 0 ? page_ahead(kv->k, kv, page + BLOCK_PAGES) : NULL;
+        }
+        if (fetch) row_fetch(fetch + (size_t)(t % KV_PAGE_TOKENS) * row, row);
         UNROLL for (int j = 0; j < width; j++)
         {
             __m256 x = kv_load(half, v, d + 8 * (size_t)j);
@@ -138,20 +157,17 @@ INLINE void values_add(bool half, int n, int width, const struct kv_view *kv, co
 INLINE void chunk_step(bool half, int n, const struct kv_view *kv, const struct chunk *c,
                        const struct block *b, float scale)
 {
-    const size_t row = kv->head_dim * (half ? 2 : 4);
     float s[QUERIES][BLOCK_TOKENS], factor[QUERIES];
     for (int t = 0; t < b->count; t += KV_PAGE_TOKENS) {
         int page = (b->first + t) / KV_PAGE_TOKENS;
-        if (b->fetch) page_fetch(kv->v, kv, page, row);
-        page_scores(half, n, c, kv->k + (size_t)kv->pages[page] * kv->page_bytes, kv->head_dim, s, t);
+        const char *fetch = b->fetch ? page_ahead(kv->v, kv, page) : NULL;
+        page_scores(half, n, c, kv->k + (size_t)kv->pages[page] * kv->page_bytes, kv->head_dim, s, t, fetch);
     }
     for (int i = 0; i < n; i++) {
         int seen = c->length[i] - b->first;
         factor[i] =
             weights_make(s[i], seen < b->count ? seen : b->count, b->count, scale, c->max[i], c->sum[i]);
     }
-    for (int i = 0; b->fetch && i < BLOCK_PAGES; i++)
-        page_fetch(kv->k, kv, b->first / KV_PAGE_TOKENS + BLOCK_PAGES + i, row);
     const size_t width = (size_t)width_of(n) * 8;
     size_t d = 0;
     for (; d + width <= kv->head_dim; d += width) values_add(half, n, width_of(n), kv, c, b, d, s, factor);

@@ -6,14 +6,13 @@
 
 static size_t page_stride(const struct kv_cache *c)
 {
-    return (size_t)c->kv_heads * KV_PAGE_TOKENS * (size_t)c->head_dim;
+    return KV_PAGE_TOKENS * (size_t)c->head_dim;
 }
 
-/* Elements from the cache's start to (layer, page 0, kv_head, 0, 0). */
+/* Elements from the cache's start to (layer, kv_head, page 0, 0, 0). */
 static size_t head_offset(const struct kv_cache *c, int layer, int kv_head)
 {
-    return (size_t)layer * (size_t)c->pages * page_stride(c) +
-           (size_t)kv_head * KV_PAGE_TOKENS * (size_t)c->head_dim;
+    return ((size_t)layer * (size_t)c->kv_heads + (size_t)kv_head) * (size_t)c->pages * page_stride(c);
 }
 
 struct rope_job {

@@ -60,7 +60,7 @@ struct cpu_attention_part {
     float *y;       /* likewise: sum of exp(score - max) value */
     size_t q_stride, y_stride;
     float *max, *sum; /* (row_count, group): of the scores seen, of exp(score - max); -INFINITY and 0 where none is */
-    const void *k, *v; /* at (layer, page 0, kv_head, 0, 0), page_stride elements from page to page */
+    const void *k, *v; /* at (layer, kv_head, page 0, 0, 0), page_stride elements from page to page */
     enum dtype type;
     size_t page_stride;
     const int32_t *pages;

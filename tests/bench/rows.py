@@ -74,12 +74,16 @@ class Rows:
     def __init__(self, fleet):
         self.fleet = fleet
 
+    @staticmethod
+    def users(adapters, count):
+        name = {"none": "", "lora": "LoRA", "moe": "MoELoRA"}[adapters]
+        return f", {count} different {name}s" if count > 1 else f", one {name}" if name else ""
+
     # ---- one row each ----
 
     def decode(self, path, kind, batch, adapters="none", count=0, base=None, tokens=None, length=PROMPT):
         fleet, tokens = self.fleet, tokens or TOKENS[batch]
-        who = {"none": "", "lora": "LoRA of rank 16", "moe": "MoELoRA of 8 experts of rank 4, top 2"}[adapters]
-        who = f", {count} different {who}s" if count > 1 else f", one {who}" if who else ""
+        who = self.users(adapters, count)
         context = f", context {length}" if length > PROMPT else ""
 
         def peer():
@@ -99,8 +103,7 @@ class Rows:
 
     def prefill(self, path, kind, sequences, length, adapters="none", count=0, base=None):
         fleet = self.fleet
-        who = {"none": "", "lora": "LoRA", "moe": "MoELoRA"}[adapters]
-        who = f", {count} different {who}s" if count > 1 else f", one {who}" if who else ""
+        who = self.users(adapters, count)
 
         def peer():
             if adapters == "lora":

@@ -455,7 +455,7 @@ static void long_world_init(struct long_world *w, struct device *d)
     for (int t = 0; t < LONG_TOKENS; t++)
         for (int h = 0; h < KV_HEADS; h++) {
             size_t page = (size_t)w->pages[t / KV_PAGE_TOKENS];
-            size_t at = ((page * KV_HEADS + (size_t)h) * KV_PAGE_TOKENS + (size_t)t % KV_PAGE_TOKENS) * DIM;
+            size_t at = (((size_t)h * LONG_PAGES + page) * KV_PAGE_TOKENS + (size_t)t % KV_PAGE_TOKENS) * DIM;
             memcpy((float *)w->cache.k + at, w->k + (t * KV_HEADS + h) * DIM, DIM * sizeof(float));
             memcpy((float *)w->cache.v + at, w->v + (t * KV_HEADS + h) * DIM, DIM * sizeof(float));
         }
