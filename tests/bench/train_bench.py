@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,7 @@ ADAPTERS = {"LoRA r16": (1, 16, 1), "MoELoRA 8 x r4, top 2": (8, 4, 2)}
 # what: (sequences, length, tokens at the end that are learned)
 BATCHES = {"16 x 64, all learned": (16, 64, 63), "16 x 64, the last 8 learned": (16, 64, 8),
            "2 x 512, all learned": (2, 512, 511)}
+PEER = Path(__file__).with_name("train_peer.py")
 VARIANTS = ["eager", "sdpa", "sdpa-bf16", "sdpa-checkpoint"]
 
 
@@ -54,12 +56,11 @@ class Contestant:
         self.process.wait()
 
 
-def contestants(options, adapter, batch):
-    words = [str(options.model), *map(str, (options.threads, *adapter, *batch))]
-    yield Contestant("Medley", [str(ROOT / "build/tests/bench/bench_train"), *words])
+def contestants(options, decoded, adapter, batch):
+    words = [*map(str, (options.threads, *adapter, *batch))]
+    yield Contestant("Medley", [str(ROOT / "build/tests/bench/bench_train"), str(options.model), *words])
     for variant in options.variants.split(","):
-        yield Contestant(f"PyTorch {variant}",
-                         [options.peer, str(Path(__file__).with_name("train_peer.py")), *words, variant])
+        yield Contestant(f"PyTorch {variant}", [options.peer, str(PEER), decoded, *words, variant])
 
 
 def rows_of(what, batch, field):
@@ -72,6 +73,19 @@ def rows_of(what, batch, field):
         yield f"| {what} | {c.name} | {speed[c.name]:.0f} | {c.peak_bytes() / 1e6:.0f} | {compared} | {c.loss:.3f} |"
 
 
+def measure(options, decoded, what, adapter, batch):
+    field = list(contestants(options, decoded, adapter, batch))
+    for turn in range(options.rounds + 1):
+        for c in field:
+            seconds = c.step()
+            if turn > 0:
+                c.times.append(seconds)
+    rows = list(rows_of(what, batch, field))
+    for c in field:
+        c.close()
+    return rows
+
+
 def run(options):
     if os.getloadavg()[0] > 0.5:
         print(f"train_bench: the load average is {os.getloadavg()[0]:.1f}: only ratios mean something",
@@ -82,22 +96,15 @@ def run(options):
              "| adapter and batch | who | tokens/s | peak memory, MB | Medley is faster by | Medley's memory, share of "
              "it | loss after |", "|---|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
-    for name, adapter in ADAPTERS.items():
-        for shape, batch in BATCHES.items():
-            what = f"{name}; {shape}"
-            if options.only not in what:
-                continue
-            field = list(contestants(options, adapter, batch))
-            for turn in range(options.rounds + 1):
-                for c in field:
-                    seconds = c.step()
-                    if turn > 0:
-                        c.times.append(seconds)
-            rows = list(rows_of(what, batch, field))
-            for c in field:
-                c.close()
-            lines += rows
-            print("\n".join(rows), flush=True)
+    with tempfile.TemporaryDirectory() as decoded:
+        subprocess.run([options.peer, str(PEER), "decode", str(options.model), decoded], check=True)
+        for name, adapter in ADAPTERS.items():
+            for shape, batch in BATCHES.items():
+                what = f"{name}; {shape}"
+                if options.only in what:
+                    rows = measure(options, decoded, what, adapter, batch)
+                    print("\n".join(rows), flush=True)
+                    lines += rows
     return lines
 
 
@@ -105,7 +112,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="only rows that contain this, for instance 'LoRA r16'")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--peer", default=sys.executable, help="a Python that has torch, transformers, peft and gguf")

@@ -3,7 +3,8 @@
 A LoRA is PEFT's own. A mixture has no library to take it from: here all experts are computed as one product and masked
 by their gates, which on a CPU is faster than gathering rows by expert.
 
-Speaks as bench_train does:  train_peer.py MODEL.gguf THREADS EXPERTS RANK TOP_K SEQUENCES LENGTH SCORED VARIANT
+    train_peer.py decode MODEL.gguf FOLDER
+    train_peer.py FOLDER THREADS EXPERTS RANK TOP_K SEQUENCES LENGTH SCORED VARIANT       speaks as bench_train does
 
 VARIANT: eager | sdpa | sdpa-bf16 (autocast) | sdpa-checkpoint (activations recomputed, as ours)
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RATE, BALANCE, CONTRAST, TEMPERATURE, PAIRS = 1e-3, 1e-3, 1e-2, 0.1, 256
@@ -65,10 +66,19 @@ class Mixture(torch.nn.Module):
         return -((log_share * same).sum(-1) / count.clamp(min=1))[count > 0].mean()
 
 
-def load(path, attention):
-    path = Path(path)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32,
-                                                 attn_implementation=attention)
+def decode(path, folder):
+    """The GGUF file as floats, in a form that loads fast."""
+    path, folder = Path(path), Path(folder)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    model.config.quantization_config = None
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "weights.pt")
+
+
+def load(folder, attention):
+    config = AutoConfig.from_pretrained(folder, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_config(config).float()
+    model.load_state_dict(torch.load(Path(folder) / "weights.pt"))
     model.requires_grad_(False)
     return model
 
@@ -113,13 +123,16 @@ class Trainer:
 
 
 def main():
-    path, variant = sys.argv[1], sys.argv[9]
+    if sys.argv[1] == "decode":
+        decode(*sys.argv[2:])
+        return
+    folder, variant = sys.argv[1], sys.argv[9]
     threads, experts, rank, top_k, sequences, length, scored = map(int, sys.argv[2:9])
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = add_adapter(load(path, variant.split("-")[0]), experts, rank, top_k)
+    model = add_adapter(load(folder, variant.split("-")[0]), experts, rank, top_k)
     if variant.endswith("checkpoint"):
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     trainer = Trainer(model, sequences, length, scored, variant.endswith("bf16"))
     print(f"PyTorch {torch.__version__}, {sum(p.numel() for p in trainer.parameters)} parameters", flush=True)
     for _ in sys.stdin:

@@ -195,7 +195,7 @@ def run_all(options):
     if options.explore:
         plan += [(v, options.seeds[0]) for v in EXPLORED]
     for variant, seed in plan:
-        if options.only not in variant:
+        if not re.search(options.only, variant):
             continue
         path = options.work / f"train-{seed}.jsonl"
         if not path.exists():
@@ -262,7 +262,7 @@ def main():
     parser.add_argument("--seeds", default="0,1,2", type=lambda s: [int(n) for n in s.split(",")])
     parser.add_argument("--examples", type=int, default=450, help="of each family, to train on")
     parser.add_argument("--tests", type=int, default=50, help="of each family, to measure by")
-    parser.add_argument("--only", default="", help="only variants whose name contains this")
+    parser.add_argument("--only", default="", help="only variants whose name matches this expression")
     parser.add_argument("--explore", action="store_true", help="afterwards also the settings tried beside, one seed each")
     parser.add_argument("--tables", action="store_true", help="no runs: the tables of what is there")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
