@@ -37,7 +37,7 @@ struct run {
 
 static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM, "out of memory"); }
 
-/* --- Ctrl-C --- */
+/* --- Ctrl-C, and being told to end --- */
 
 static atomic_bool interrupted;
 
@@ -375,6 +375,7 @@ int train_run(const struct config *c)
     struct error err = {0};
     log_set_level(LOG_WARN);
     signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
     enum status st = open_all(&r, &err);
     if (!st) st = train(&r, &err);
     close_all(&r);

@@ -10,7 +10,7 @@
 
 const struct train_setting train_setting_table[] = {
     {"steps", "steps of the optimiser; 0: as many as the epochs take", SETTING_INT, AT(steps), 0, 1e7, 0},
-    {"epochs", "passes over the examples, where no steps are given", SETTING_REAL, AT(epochs), 1e-6, 10000,
+    {"epochs", "passes over the examples, where no steps are given", SETTING_REAL, AT(epochs), 1e-6, 1000,
      1},
     {"batch_tokens", "tokens of a step at most, whole examples", SETTING_INT, AT(batch_tokens), 2, 1 << 20,
      2048},
