@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 static struct train_set set;
 
@@ -292,6 +293,28 @@ static void only_its_own_checkpoint_is_continued(void **state)
     temp_folder_remove(&folder);
 }
 
+static void a_full_disk_leaves_the_last_checkpoint(void **state)
+{
+    (void)state;
+    struct temp_folder folder;
+    struct train_settings settings = train_set_settings();
+    struct checkpoint_state saved;
+    struct error err = {0};
+    temp_folder_make(&folder);
+    struct trainer *t = open_run(&set, &settings, NULL);
+    step(t);
+    assert_ok(trainer_save(t, path_in(folder.path, "c"), &saved, &err), err);
+    step(t);
+    assert_int_equal(symlink("/dev/full", path_in(folder.path, "c.part")), 0);
+    assert_refused(trainer_save(t, path_in(folder.path, "c"), &saved, &err), ST_NO_SPACE, err, "c.part");
+    assert_int_equal(file_count(folder.path), 1);
+    trainer_close(t);
+    t = open_run(&set, &settings, path_in(folder.path, "c"));
+    assert_int_equal(step(t).step, 2);
+    trainer_close(t);
+    temp_folder_remove(&folder);
+}
+
 /* --- losses of step-wise training --- */
 
 /* One sequence with the log-probabilities the model gives it. */
@@ -374,6 +397,7 @@ int main(void)
         cmocka_unit_test(a_run_stops_where_it_is_not_finite),
         cmocka_unit_test(settings_must_go_together),
         cmocka_unit_test(only_its_own_checkpoint_is_continued),
+        cmocka_unit_test(a_full_disk_leaves_the_last_checkpoint),
         cmocka_unit_test(ratios_weigh_by_their_advantage),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
