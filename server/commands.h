@@ -11,6 +11,7 @@ int convert_run(const struct config *c);
 int push_run(const struct config *c);
 int train_run(const struct config *c);
 int train_remote_run(const struct config *c); /* train_run with --server */
+int train_folder_run(const struct config *c); /* with --data-dir */
 int list_run(const struct config *c);
 int rollback_run(const struct config *c);
 int remove_run(const struct config *c);

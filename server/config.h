@@ -50,7 +50,7 @@ struct config {
 
     /* train */
     struct {
-        const char *server; /* NULL: in this process */
+        const char *server, *data_dir; /* NULL: in this process, of a folder */
         const char *adapter, *out, *examples, *held_out, *log, *checkpoint, *targets, *rule;
         const char *settings[TRAIN_SETTINGS_MAX]; /* by train_setting_table; NULL: not given */
         bool resume, create, rslora;

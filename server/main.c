@@ -18,7 +18,8 @@ static const struct {
     {COMMAND_GENERATE, "generate", "--model FILE [options] PROMPT", "continue one prompt on the terminal",
      generate_run, 1, 1},
     {COMMAND_TRAIN, "train",
-     "(--model FILE --out FOLDER | --server URL) --data FILE --adapter PATH|NAME [--create] [options]",
+     "(--model FILE (--out FOLDER | --data-dir DIR) | --server URL) --data FILE --adapter PATH|NAME "
+     "[--create]",
      "train an adapter on examples, here or in a running server", train_run, 0, 0},
     {COMMAND_INSPECT, "adapter inspect", "PATH", "check an adapter's files and say what is in them",
      inspect_run, 1, 1},

@@ -1,5 +1,6 @@
 /* `medley train`: an adapter trained on a file of examples, in this process. */
 #include "server/commands.h"
+#include "server/train_local.h"
 #include "server/train_show.h"
 
 #include "base/file.h"
@@ -11,7 +12,6 @@
 
 #include <fcntl.h>
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -37,60 +37,12 @@ struct run {
 
 static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM, "out of memory"); }
 
-/* --- Ctrl-C, and being told to end --- */
-
-static atomic_bool interrupted;
-
-static void on_interrupt(int number)
-{
-    signal(number, SIG_DFL); /* the second one ends the process */
-    atomic_store(&interrupted, true);
-}
-
-/* --- what it begins with --- */
-
-static enum status read_targets(const char *list, bool target[PROJ_COUNT], struct error *err)
-{
-    while (list && *list) {
-        size_t n = strcspn(list, ",");
-        int p = 0;
-        while (p < PROJ_COUNT &&
-               (strlen(projection_name(p)) != n || strncmp(projection_name(p), list, n) != 0))
-            p++;
-        if (p == PROJ_COUNT)
-            return error_set(err, ST_INVALID,
-                             "--targets: '%.*s' is none of q_proj, k_proj, v_proj, o_proj, gate_proj, "
-                             "up_proj, down_proj",
-                             (int)(n < 40 ? n : 40), list);
-        target[p] = true;
-        list += n + (list[n] == ',');
-    }
-    return ST_OK;
-}
-
-static enum status create(struct run *r, struct error *err)
-{
-    const struct config *c = r->config;
-    struct fresh_adapter f = {.rank = c->train.rank,
-                              .experts = c->train.experts,
-                              .top_k = c->train.top_k,
-                              .rule = GATE_TOPK,
-                              .alpha = (float)(c->train.alpha > 0 ? c->train.alpha : 2 * c->train.rank),
-                              .rslora = c->train.rslora,
-                              .seed = r->settings.seed};
-    if (c->train.rule && strcmp(c->train.rule, "topk") != 0)
-        f.rule = strcmp(c->train.rule, "dense") == 0 ? GATE_DENSE : GATE_TOPK_RAW;
-    if (f.experts > 1 && f.rule != GATE_DENSE && f.top_k > f.experts)
-        return error_set(err, ST_INVALID, "--top-k %d is more than --experts %d", f.top_k, f.experts);
-    for (int p = 0; p < PROJ_COUNT; p++) f.target[p] = !c->train.targets;
-    enum status st = read_targets(c->train.targets, f.target, err);
-    return st ? st : bundle_fresh(&f, &r->base, &r->created, err);
-}
+/* --- examples --- */
 
 static bool show_reading(void *ctx, double done)
 {
     progress_bar("reading", ctx, done);
-    return !atomic_load(&interrupted);
+    return !atomic_load(train_interrupted());
 }
 
 static enum status read_examples(struct run *r, const char *path, struct dataset **out, struct error *err)
@@ -131,26 +83,6 @@ static enum status check_arguments(const struct config *c, struct error *err)
         taken ? error_set(err, ST_INVALID, "'%s' is there already; --force replaces it", there) : ST_OK;
     free(there);
     return st;
-}
-
-static enum status open_engine(struct run *r, struct error *err)
-{
-    struct engine_config engine;
-    struct registry_config registry;
-    int cells = -1;
-    enum status st = config_open_device(r->config, &r->device, err);
-    if (st) return st;
-    if (!r->device->grad)
-        return error_set(err, ST_UNSUPPORTED, "the device '%s' cannot train", r->device->name);
-    config_engine(r->config, r->device, &engine);
-    engine.max_batch = 1;
-    engine.on_progress = progress_show;
-    engine.progress_ctx = &cells;
-    st = engine_open(&engine, &r->engine, err);
-    if (st) return st;
-    registry_config_fill(r->config, r->engine, r->device, NULL, &registry);
-    r->base = registry.base;
-    return ST_OK;
 }
 
 static enum status open_trainer(struct run *r, struct error *err)
@@ -194,9 +126,10 @@ static enum status open_all(struct run *r, struct error *err)
     enum status st = check_arguments(c, err);
     if (!st) st = train_settings_given(c, &r->settings, NULL, err);
     if (!st) st = open_files(r, err);
-    if (!st) st = open_engine(r, err);
+    if (!st) st = train_open_engine(c, &r->device, &r->engine, &r->base, err);
     if (!st)
-        st = c->train.create ? create(r, err) : train_start_open(c->train.adapter, &r->base, &r->start, err);
+        st = c->train.create ? train_create(c, &r->settings, &r->base, &r->created, err)
+                             : train_start_open(c->train.adapter, &r->base, &r->start, err);
     if (!st) st = read_examples(r, c->train.examples, &r->examples, err);
     if (!st && c->train.held_out) st = read_examples(r, c->train.held_out, &r->held_out, err);
     if (!st) st = transposed_open(r->engine, &r->transposed, err);
@@ -291,7 +224,7 @@ static bool save_due(const struct run *r, int64_t step)
 
 static enum status evaluate(struct run *r, int64_t step, struct objective_evaluation *out, struct error *err)
 {
-    enum status st = trainer_evaluate(r->trainer, &interrupted, out, err);
+    enum status st = trainer_evaluate(r->trainer, train_interrupted(), out, err);
     if (!st) log_evaluation(r, step, out);
     return st;
 }
@@ -300,7 +233,7 @@ static enum status run_step(struct run *r, struct error *err)
 {
     struct trainer_step s;
     struct objective_evaluation e;
-    enum status st = trainer_step(r->trainer, &interrupted, &s, err);
+    enum status st = trainer_step(r->trainer, train_interrupted(), &s, err);
     if (st) return st;
     routing_log_add(r->routing, s.step, &s.result);
     log_step(r, &s);
@@ -317,7 +250,7 @@ static enum status begin(struct run *r, struct error *err)
     fprintf(stderr, "%zu examples, %zu held out, %zu parameters, %lld steps\n", facts.examples,
             facts.held_out, facts.parameters, (long long)facts.steps);
     enum status st =
-        trainer_begin(r->trainer, r->config->train.resume ? r->checkpoint : NULL, &interrupted, err);
+        trainer_begin(r->trainer, r->config->train.resume ? r->checkpoint : NULL, train_interrupted(), err);
     trainer_before(r->trainer, &before);
     if (!st && !r->config->train.resume) log_evaluation(r, 0, &before);
     r->saved = train_clock();
@@ -371,11 +304,11 @@ static enum status train(struct run *r, struct error *err)
 int train_run(const struct config *c)
 {
     if (c->train.server) return train_remote_run(c);
+    if (c->train.data_dir) return train_folder_run(c);
     struct run r = {.config = c};
     struct error err = {0};
     log_set_level(LOG_WARN);
-    signal(SIGINT, on_interrupt);
-    signal(SIGTERM, on_interrupt);
+    train_interrupt_watch();
     enum status st = open_all(&r, &err);
     if (!st) st = train(&r, &err);
     close_all(&r);

@@ -1,13 +1,12 @@
 /* `medley train --server`: the examples go to a running server, which trains one of its adapters. */
 #include "server/client.h"
 #include "server/commands.h"
+#include "server/train_local.h"
 #include "server/train_show.h"
 
 #include "base/strbuf.h"
 
 #include <math.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -18,14 +17,6 @@ struct remote {
     bool ended;
     struct error error; /* what the stream said, or how the job ended */
 };
-
-static atomic_bool interrupted;
-
-static void on_interrupt(int number)
-{
-    signal(number, SIG_DFL);
-    atomic_store(&interrupted, true);
-}
 
 static const char *text_of(const cJSON *object, const char *key)
 {
@@ -41,18 +32,6 @@ static double number_of(const cJSON *object, const char *key, double otherwise)
 }
 
 /* --- the stream --- */
-
-static void show_step(struct remote *r, const cJSON *e)
-{
-    const struct train_point p = {.step = (int64_t)number_of(e, "step", 0),
-                                  .steps = (int64_t)number_of(e, "steps", 0),
-                                  .loss = number_of(e, "cross_entropy", number_of(e, "dpo", NAN)),
-                                  .balance = number_of(e, "balance", NAN),
-                                  .contrast = number_of(e, "contrast", NAN),
-                                  .tokens = number_of(e, "tokens", 0),
-                                  .seconds = number_of(e, "seconds", 0)};
-    train_show(&r->show, &p);
-}
 
 static void show_end(struct remote *r, const cJSON *job)
 {
@@ -74,7 +53,7 @@ static void on_event(struct remote *r, const cJSON *e)
     const char *type = text_of(e, "type");
     const cJSON *job = json_get(e, "job"), *error = json_get(e, "error");
     if (strcmp(type, "step") == 0)
-        show_step(r, e);
+        train_show_json(&r->show, e);
     else if (strcmp(type, "job") == 0)
         snprintf(r->job, sizeof r->job, "%s", text_of(job, "id"));
     else if (strcmp(type, "done") == 0)
@@ -87,7 +66,7 @@ static void on_event(struct remote *r, const cJSON *e)
 static bool on_line(void *ctx, const char *line, size_t size)
 {
     cJSON *e = NULL;
-    if (atomic_load(&interrupted)) return false;
+    if (atomic_load(train_interrupted())) return false;
     if (size < 6 || strncmp(line, "data: ", 6) != 0 || line[6] != '{') return true;
     if (json_parse(line + 6, size - 6, &e, NULL) == ST_OK && cJSON_IsObject(e)) on_event(ctx, e);
     cJSON_Delete(e);
@@ -181,7 +160,7 @@ static enum status follow(struct remote *r, const char *body, struct error *err)
     call.ctx = r;
     enum status st = client_call(&call, &http, &answer, err);
     cJSON_Delete(answer);
-    if (atomic_load(&interrupted) && r->job[0])
+    if (atomic_load(train_interrupted()) && r->job[0])
         return error_set(
             err, ST_CANCELLED,
             "the job %s goes on in the server; POST /v1/fine_tuning/jobs/%s/cancel there ends it", r->job,
@@ -212,7 +191,7 @@ int train_remote_run(const struct config *c)
     struct remote r = {.config = c};
     struct strbuf body = {0};
     struct error err = {0};
-    signal(SIGINT, on_interrupt);
+    train_interrupt_watch();
     enum status st = check_arguments(c, &err);
     if (!st && c->train.create) st = create(c, &err);
     if (!st) st = write_request(c, &body, &err);

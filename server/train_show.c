@@ -32,6 +32,24 @@ void train_show(struct train_show *s, const struct train_point *p)
             (long long)left % 60, !terminal || last ? "\n" : "  ");
 }
 
+static double number_of(const cJSON *object, const char *key, double otherwise)
+{
+    (void)json_get_f64(object, key, -1e300, 1e300, &otherwise, NULL);
+    return otherwise;
+}
+
+void train_show_json(struct train_show *s, const cJSON *e)
+{
+    const struct train_point p = {.step = (int64_t)number_of(e, "step", 0),
+                                  .steps = (int64_t)number_of(e, "steps", 0),
+                                  .loss = number_of(e, "cross_entropy", number_of(e, "dpo", NAN)),
+                                  .balance = number_of(e, "balance", NAN),
+                                  .contrast = number_of(e, "contrast", NAN),
+                                  .tokens = number_of(e, "tokens", 0),
+                                  .seconds = number_of(e, "seconds", 0)};
+    train_show(s, &p);
+}
+
 enum status train_settings_given(const struct config *c, struct train_settings *out, struct strbuf *given,
                                  struct error *err)
 {

@@ -21,6 +21,9 @@ struct train_show {
  * line every ten seconds. The last step is always shown. */
 void train_show(struct train_show *s, const struct train_point *p);
 
+/* The same of a step's JSON object (trainer.h: trainer_step_write). */
+void train_show_json(struct train_show *s, const cJSON *step);
+
 /* The settings on the command line over the defaults. given (may be NULL): appends those alone, as members of
  * a JSON object each after a comma. */
 NODISCARD enum status train_settings_given(const struct config *c, struct train_settings *out,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from server import BINARY, model_file
+from server import BINARY, eventually, model_file
 
 
 def train(tmp_path, *options, out="out", wait=True, model="gqa_tied"):
@@ -117,6 +117,44 @@ def test_a_server_trains_its_own(start, tmp_path, data):
                           "--publish", "manual")
     assert code == 0 and not out, said
     assert server.call("GET", "/v1/adapters/mine").json()["version"] == version
+
+
+def test_a_data_folder_is_trained_without_a_server(start, tmp_path, data):
+    folder = tmp_path / "data"
+
+    def in_folder(*options, wait=True):
+        command = [BINARY, "train", "--model", model_file("gqa_tied"), "--threads", "2", "--data-dir", folder,
+                   "--adapter", "mine", *options]
+        process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return process if not wait else (*process.communicate(timeout=300), process.returncode)
+
+    out, said, code = in_folder("--data", data, *CREATE, "--steps", "3", "--batch-tokens", "64")
+    assert code == 0, said
+    name, version = out.strip().split("@")
+    server = start(data=folder)
+    assert server.call("GET", f"/v1/adapters/{name}").json()["version"] == version
+    out, said, code = in_folder("--data", data, "--steps", "3")
+    assert code == 1 and "another process" in said
+    server.stop()
+
+    def checkpoints():
+        return {p.name for p in (folder / "training" / "jobs").glob("*/ckpt-*")}
+
+    before = checkpoints()
+    process = in_folder("--data", data, "--steps", "200000", "--batch-tokens", "64", "--checkpoint-steps", "5", wait=False)
+    eventually(lambda: checkpoints() - before, "a checkpoint", 120)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "--resume" in said
+    before = checkpoints()
+    process = in_folder("--resume", wait=False)
+    eventually(lambda: checkpoints() - before, "another checkpoint", 120)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) and process.returncode == 1
+    server = start(data=folder)  # goes on with it
+    [job] = [j for j in server.call("GET", "/v1/fine_tuning/jobs").json()["data"] if j["status"] in ("queued", "running", "validating_files")]
+    assert server.call("POST", f"/v1/fine_tuning/jobs/{job['id']}/cancel").status == 200
+    assert server.call("GET", f"/v1/adapters/{name}").json()["version"] == version
 
 
 def test_a_server_s_refusals_are_told(start, tmp_path, data):
