@@ -260,7 +260,7 @@ def main():
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--seeds", default="0,1,2", type=lambda s: [int(n) for n in s.split(",")])
-    parser.add_argument("--examples", type=int, default=450, help="of each family, to train on")
+    parser.add_argument("--examples", type=int, default=400, help="of each family, to train on")
     parser.add_argument("--tests", type=int, default=50, help="of each family, to measure by")
     parser.add_argument("--only", default="", help="only variants whose name matches this expression")
     parser.add_argument("--explore", action="store_true", help="afterwards also the settings tried beside, one seed each")
