@@ -72,9 +72,9 @@ INLINE void shrink_all(enum dtype type, const void *a, size_t d_in, int n, int r
                        float *const *z)
 {
     int r = 0;
-    for (; r + 3 <= rows; r += 3) shrink_rows(type, 3, a, d_in, n, x + r, z + r);
-    if (rows - r == 2) shrink_rows(type, 2, a, d_in, n, x + r, z + r);
-    if (rows - r == 1) shrink_rows(type, 1, a, d_in, n, x + r, z + r);
+    for (; rows - r >= 3 && rows - r != 4; r += 3) shrink_rows(type, 3, a, d_in, n, x + r, z + r);
+    for (; rows - r >= 2; r += 2) shrink_rows(type, 2, a, d_in, n, x + r, z + r); /* four are two and two */
+    if (r < rows) shrink_rows(type, 1, a, d_in, n, x + r, z + r);
 }
 
 static void lr_shrink(const void *a, enum dtype type, size_t d_in, int n, int rows, const float *const *x,
@@ -127,9 +127,9 @@ INLINE void expand_all(enum dtype type, const void *bt, size_t stride, int n, in
                        size_t cols, float *const *y, size_t at)
 {
     int r = 0;
-    for (; r + 3 <= rows; r += 3) expand_rows(type, 3, bt, stride, n, z + r, cols, y + r, at);
-    if (rows - r == 2) expand_rows(type, 2, bt, stride, n, z + r, cols, y + r, at);
-    if (rows - r == 1) expand_rows(type, 1, bt, stride, n, z + r, cols, y + r, at);
+    for (; rows - r >= 3 && rows - r != 4; r += 3) expand_rows(type, 3, bt, stride, n, z + r, cols, y + r, at);
+    for (; rows - r >= 2; r += 2) expand_rows(type, 2, bt, stride, n, z + r, cols, y + r, at);
+    if (r < rows) expand_rows(type, 1, bt, stride, n, z + r, cols, y + r, at);
 }
 
 static void lr_expand(const void *bt, enum dtype type, size_t bt_stride, int n, int rows, const float *const *z,

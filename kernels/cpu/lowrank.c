@@ -410,17 +410,22 @@ void lr_record_chosen(const struct lr_record *r, struct lr_choice *out)
     memcpy(out->expert, r->data, (size_t)out->count * sizeof *out->expert);
 }
 
-void lr_record_prefetch(const struct lr_record *r, size_t begin, size_t cols)
+void lr_records_prefetch(const struct lr_records *r, size_t begin, size_t cols)
 {
-    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->site;
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->first.site;
     size_t elem = dtype_block_bytes(s->type), first = begin / LR_PANEL,
            end = (begin + cols - 1) / LR_PANEL + 1;
-    int count = lr_record_count(r);
-    for (int j = 0; j < count; j++) {
-        size_t expert = (size_t)expert_at(r, j);
-        const char *from = (const char *)s->b + panel_offset(r->site, expert, first) * elem;
-        size_t bytes = (end - first) * (size_t)r->site->rank * LR_PANEL * elem;
-        for (size_t i = 0; i < bytes; i += MEMORY_ALIGN) __builtin_prefetch(from + i);
+    size_t bytes = (end - first) * (size_t)s->base.rank * LR_PANEL * elem;
+    bool asked[LR_EXPERTS_MAX];
+    memset(asked, 0, (size_t)s->base.experts);
+    for (int i = 0; i < r->count; i++) {
+        struct lr_record record = record_of(r, i);
+        int32_t e;
+        for (int j = 0; j < record.chosen_max && (e = expert_at(&record, j)) >= 0; j++) {
+            const char *from = (const char *)s->b + panel_offset(&s->base, (size_t)e, first) * elem;
+            for (size_t at = 0; !asked[e] && at < bytes; at += MEMORY_ALIGN) __builtin_prefetch(from + at);
+            asked[e] = true;
+        }
     }
 }
 

@@ -66,8 +66,6 @@ int lr_record_count(const struct lr_record *r);
  * scale weight. */
 void lr_record_fill(const struct cpu_kernels *k, const struct lr_record *r, const struct lr_choice *choice,
                     float weight, const float *x, size_t x_step);
-/* Asks for the memory that applying it will read. */
-void lr_record_prefetch(const struct lr_record *r, size_t begin, size_t cols);
 /* y[c] += what chosen expert j adds to output begin + c, for c in [0, cols). */
 void lr_record_apply(const struct cpu_kernels *k, const struct lr_record *r, int j, size_t begin, size_t cols,
                      float *y);
@@ -81,6 +79,8 @@ struct lr_records {
 /* Routes rows of x by the site's own router, chooses and multiplies. */
 void lr_records_fill(const struct cpu_kernels *k, const struct lr_records *r, float weight, const float *x,
                      size_t x_stride);
+/* Asks for the memory that applying them will read. */
+void lr_records_prefetch(const struct lr_records *r, size_t begin, size_t cols);
 /* Adds to each row of y what all its chosen experts add, in ascending order. */
 void lr_records_apply(const struct cpu_kernels *k, const struct lr_records *r, size_t begin, size_t cols,
                       float *y, size_t y_stride);

@@ -9,6 +9,9 @@
 
 #include <string.h>
 
+#define SEGMENTS_AHEAD 2
+#define PREFETCH_ROWS  8 /* of a segment */
+
 static const struct cpu_weight *weight_of(const struct group *g, int site)
 {
     return (const struct cpu_weight *)g->a->site[site].weight;
@@ -157,6 +160,23 @@ static void add_member(const struct group *g, const struct lr_segment *segment, 
     }
 }
 
+/* The B of distinct adapters come from memory, in pieces too small for the processor to see where it goes. They are
+ * asked for a few segments ahead: of more at once it would drop most. What the first rows of a segment chose is most of
+ * what all of them chose. */
+static void prefetch_segment(const struct group *g, int index, int site, size_t begin, size_t end)
+{
+    if (index >= g->a->segment_count) return;
+    const struct lr_segment *segment = &g->a->segments[index];
+    for (int m = 0; m < segment->member_count; m++) {
+        if (!group_lr_site(g, &segment->members[m], site)) continue;
+        struct lr_records records = {.first = group_record(g, segment, m, site, segment->first_row),
+                                     .stride = (size_t)g->d->limits.lr_width,
+                                     .count = segment->row_count};
+        if (records.count > PREFETCH_ROWS) records.count = PREFETCH_ROWS;
+        lr_records_prefetch(&records, begin, end - begin);
+    }
+}
+
 /* Adds the deltas of every segment to columns [begin, end) of one site, which y holds. Those of a
  * routed FFN come with its experts' activations. */
 static void add_deltas(const struct group *g, int site, size_t begin, size_t end, float *y, size_t y_stride)
@@ -164,6 +184,7 @@ static void add_deltas(const struct group *g, int site, size_t begin, size_t end
     bool down = g->a->site[site].projection == PROJ_DOWN;
     for (int i = 0; i < g->a->segment_count; i++) {
         const struct lr_segment *segment = &g->a->segments[i];
+        prefetch_segment(g, i + SEGMENTS_AHEAD, site, begin, end);
         scale_base(g, segment, site, begin, end - begin, y, y_stride);
         for (int m = 0; m < segment->member_count; m++) {
             const struct lr_site *lr = group_lr_site(g, &segment->members[m], site);
@@ -173,26 +194,12 @@ static void add_deltas(const struct group *g, int site, size_t begin, size_t end
     }
 }
 
-/* The B of distinct adapters come from memory: asked for before the base product, they arrive beside
- * it. A segment of many rows reads its B from cache all but once. */
-static void prefetch_deltas(const struct group *g, int site, size_t begin, size_t end)
-{
-    for (int i = 0; i < g->a->segment_count; i++) {
-        const struct lr_segment *segment = &g->a->segments[i];
-        for (int m = 0; m < segment->member_count; m++) {
-            if (!group_lr_site(g, &segment->members[m], site)) continue;
-            struct lr_record record = group_record(g, segment, m, site, segment->first_row);
-            lr_record_prefetch(&record, begin, end - begin);
-        }
-    }
-}
-
 /* y[r * y_stride + c] = (W x_r + deltas)[begin + c] for c < end - begin. */
 static void compute_columns(const struct group *g, int site, size_t begin, size_t end, float *y,
                             size_t y_stride)
 {
     const struct cpu_weight *w = weight_of(g, site);
-    prefetch_deltas(g, site, begin, end);
+    for (int i = 0; i < SEGMENTS_AHEAD; i++) prefetch_segment(g, i, site, begin, end);
     w->product->multiply(w->packed ? w->packed : w->file.data, w->base.type, g->site_packing[site]->act,
                          g->inputs, w->base.rows, g->a->rows, begin, end, y, y_stride);
     add_deltas(g, site, begin, end, y, y_stride);
