@@ -12,6 +12,8 @@
  *                              importance_sampling and ppo also "logprobs" and "advantages", a number per
  * token
  *   {"prompt" | "messages", "chosen", "rejected"}   for the loss dpo: two completions of a prompt
+ *   {"input": {"messages"}, "preferred_output": [message], "non_preferred_output": [message]}   the same, as OpenAI
+ *                              writes it
  *
  * What is trained and what is served are tokenized alike: a prompt is encoded alone, what follows it alone.
  * The first token of a sequence has nothing before it, so its weight counts for nothing.

@@ -339,20 +339,50 @@ static enum status encode_prompt(const struct dataset_rules *r, const cJSON *obj
     return st;
 }
 
+/* prompt: the object that has the prompt or the messages. */
+static enum status encode_pair(const struct dataset_rules *r, const cJSON *prompt, const char *const text[2],
+                               const char *const names[2], struct example_space *space, struct error *err)
+{
+    enum status st = ST_OK;
+    for (int i = 0; i < 2 && !st; i++) {
+        st = encode_prompt(r, prompt, space, &space->draft[i], err);
+        if (!st) st = draft_completion(&space->draft[i], r, text[i], err);
+    }
+    if (!st && strcmp(text[0], text[1]) == 0)
+        st = error_set(err, ST_INVALID, "'%s' and '%s' are the same text", names[0], names[1]);
+    return st;
+}
+
 static enum status read_pair(const struct dataset_rules *r, const cJSON *object, struct example_space *space,
                              struct error *err)
 {
     static const char *const keys[2] = {"chosen", "rejected"};
     const char *text[2] = {NULL, NULL};
     enum status st = ST_OK;
+    for (int i = 0; i < 2 && !st; i++) st = text_of(object, keys[i], &text[i], err);
+    return st ? st : encode_pair(r, object, text, keys, space, err);
+}
+
+/* OpenAI's: each output is one message of the assistant's, in an array. */
+static enum status read_preference(const struct dataset_rules *r, const cJSON *object,
+                                   struct example_space *space, struct error *err)
+{
+    static const char *const keys[2] = {"preferred_output", "non_preferred_output"};
+    const cJSON *input = json_get(object, "input");
+    const char *text[2] = {NULL, NULL};
+    enum status st = ST_OK;
+    if (!json_get(input, "messages"))
+        return error_set(err, ST_INVALID, "'input' must be an object with messages");
+    if (cJSON_GetArraySize(json_get(input, "tools")) > 0)
+        return error_set(err, ST_INVALID, "'tools' are not supported");
     for (int i = 0; i < 2 && !st; i++) {
-        st = text_of(object, keys[i], &text[i], err);
-        if (!st) st = encode_prompt(r, object, space, &space->draft[i], err);
-        if (!st) st = draft_completion(&space->draft[i], r, text[i], err);
+        const cJSON *output = json_get(object, keys[i]), *m = cJSON_IsArray(output) ? output->child : NULL;
+        const cJSON *role = json_get(m, "role");
+        if (!m || m->next || !cJSON_IsString(role) || strcmp(role->valuestring, "assistant") != 0)
+            return error_set(err, ST_INVALID, "'%s' must be an array of one message of the assistant", keys[i]);
+        st = text_of(m, "content", &text[i], err);
     }
-    if (!st && strcmp(text[0], text[1]) == 0)
-        st = error_set(err, ST_INVALID, "'chosen' and 'rejected' are the same text");
-    return st;
+    return st ? st : encode_pair(r, input, text, keys, space, err);
 }
 
 /* --- forms --- */
@@ -369,6 +399,8 @@ struct form {
 static const struct form forms[] = {
     {"chosen", " prompt messages chosen rejected ", "prompt (or messages), chosen and rejected", true, false,
      read_pair},
+    {"preferred_output", " input preferred_output non_preferred_output ",
+     "input, preferred_output and non_preferred_output", true, false, read_preference},
     {"completion", " prompt completion ", "prompt and completion", false, false, read_completion},
     {"messages", " messages ", "messages", false, false, read_messages},
     {"text", " text ", "text", false, false, read_text},

@@ -122,7 +122,9 @@ def test_cancel(client, server):
 
 
 def test_dpo(client, server):
-    rows = [{"prompt": "The dog", "chosen": " ran to the house", "rejected": " sat"}] * 4
+    rows = [{"input": {"messages": [{"role": "user", "content": "Who ran?"}], "tools": [], "parallel_tool_calls": True},
+             "preferred_output": [{"role": "assistant", "content": "The dog"}],
+             "non_preferred_output": [{"role": "assistant", "content": "The cat"}]}] * 4
     file = upload(client, jsonl(rows))
     job = client.fine_tuning.jobs.create(
         model=server.name, training_file=file.id,

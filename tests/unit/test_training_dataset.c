@@ -301,6 +301,32 @@ static void pairs_become_two_sequences(void **state)
     refused_by(&r, "{\"prompt\": \"a\", \"chosen\": \"b\"}", "'rejected' is missing");
 }
 
+#define OPENAI_INPUT "{\"input\": {\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}], \"tools\": []}, "
+
+static void openais_pairs_are_the_same(void **state)
+{
+    (void)state;
+    struct dataset_rules r = rules();
+    r.loss = LOSS_DPO;
+    struct dataset *d =
+        read_text(&r, "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}], \"chosen\": \"yes\", "
+                      "\"rejected\": \"no\"}\n" OPENAI_INPUT
+                      "\"preferred_output\": [{\"role\": \"assistant\", \"content\": \"yes\"}], "
+                      "\"non_preferred_output\": [{\"role\": \"assistant\", \"content\": \"no\"}]}");
+    assert_int_equal(d->sequence_count, 4);
+    for (int i = 0; i < 2; i++) {
+        const struct dataset_sequence *ours = &d->sequence[i], *openais = &d->sequence[i + 2];
+        assert_int_equal(ours->count, openais->count);
+        assert_memory_equal(d->token + ours->first, d->token + openais->first,
+                            (size_t)ours->count * sizeof *d->token);
+    }
+    dataset_free(d);
+    refused_by(&r, "{\"input\": 1, \"preferred_output\": []}", "'input' must be");
+    refused_by(&r, OPENAI_INPUT "\"preferred_output\": []}", "'preferred_output' must be an array of one");
+    refused_by(&r, OPENAI_INPUT "\"preferred_output\": [{\"role\": \"user\", \"content\": \"a\"}]}",
+               "'preferred_output' must be an array of one");
+}
+
 static void old_tokens_come_along(void **state)
 {
     (void)state;
@@ -594,6 +620,7 @@ int main(void)
         cmocka_unit_test(a_message_can_be_taken_out),
         cmocka_unit_test(a_turn_begins_where_the_prompt_ends),
         cmocka_unit_test(pairs_become_two_sequences),
+        cmocka_unit_test(openais_pairs_are_the_same),
         cmocka_unit_test(old_tokens_come_along),
         cmocka_unit_test(mistakes_are_told_with_their_line),
         cmocka_unit_test(tokens_are_checked),
