@@ -147,6 +147,37 @@ static enum status open_trainer(struct run *r, struct error *err)
                   (int64_t)facts.held_out, r->entry->serial);
 }
 
+#define ATTEMPTS_MAX 10
+
+static enum status read_attempts(void *ctx, sqlite3_stmt *row)
+{
+    *(int *)ctx = sqlite3_column_int(row, 0);
+    return ST_OK;
+}
+
+/* A job that brings down the process (which may be for want of memory) must not do so for ever. */
+static enum status count_attempt(struct run *r, struct error *err)
+{
+    int attempts = 0;
+    enum status st = db_run(r->jobs->db, err, read_attempts, &attempts,
+                            "UPDATE job SET attempts = attempts + 1 WHERE serial = ?1 RETURNING attempts",
+                            "i", r->entry->serial);
+    if (!st && attempts > ATTEMPTS_MAX)
+        st = error_set(err, ST_REJECTED,
+                       "the server ended %d times while this job ran and before it wrote a checkpoint: it is "
+                       "given up. Less "
+                       "memory is needed with fewer batch_tokens",
+                       ATTEMPTS_MAX);
+    return st;
+}
+
+/* It came on, or was interrupted in good order. */
+static enum status forget_attempts(struct run *r, struct error *err)
+{
+    return db_run(r->jobs->db, err, NULL, NULL, "UPDATE job SET attempts = 0 WHERE serial = ?1", "i",
+                  r->entry->serial);
+}
+
 static enum status prepare(struct run *r, struct error *err)
 {
     struct jobs *j = r->jobs;
@@ -156,6 +187,7 @@ static enum status prepare(struct run *r, struct error *err)
                "UPDATE job SET state = ?1, started = CASE started WHEN 0 THEN ?2 ELSE started END"
                " WHERE serial = ?3",
                "iii", (int64_t)TRAIN_VALIDATING, jobs_now(), r->entry->serial);
+    if (!st) st = count_attempt(r, err);
     if (!st) st = take_start(r, err);
     if (!st) st = read_examples(r, err);
     if (!st) st = jobs_transposed_acquire(j, &r->transposed, err);
@@ -227,6 +259,7 @@ static enum status save(struct run *r, struct error *err)
                     " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                     "tiiiidd", id, r->entry->serial, jobs_now(), s.step, (int64_t)info.st_size, s.loss,
                     s.held_loss);
+    if (!st) st = forget_attempts(r, err);
     st = db_end(r->jobs->db, st, err);
     if (st) return st;
     snprintf(data, sizeof data, "{\"step\":%lld,\"id\":\"%s\"}", (long long)s.step, id);
@@ -480,8 +513,9 @@ static void release(struct run *r)
 static void suspend(struct run *r)
 {
     struct error err = {0};
-    if (r->trainer && r->entry->state == TRAIN_RUNNING && save(r, &err))
-        log_warn("training job %s: no checkpoint at the end: %s", r->entry->id, err.message);
+    enum status st = forget_attempts(r, &err);
+    if (!st && r->trainer && r->entry->state == TRAIN_RUNNING) st = save(r, &err);
+    if (st) log_warn("training job %s: no checkpoint at the end: %s", r->entry->id, err.message);
 }
 
 static void job_run(struct jobs *j, struct entry *e)

@@ -44,6 +44,7 @@ static const char *const migrations[] = {
     " UNIQUE (job, step));"
     "CREATE TABLE session (id TEXT PRIMARY KEY, tenant TEXT NOT NULL, adapter TEXT NOT NULL,"
     " adapter_number INTEGER NOT NULL, version_before TEXT NOT NULL, UNIQUE (tenant, adapter));",
+    "ALTER TABLE job ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;", /* begun since the last checkpoint */
 };
 #define MIGRATION_COUNT (int)(sizeof migrations / sizeof *migrations)
 

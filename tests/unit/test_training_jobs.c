@@ -786,6 +786,50 @@ static void a_killed_service_goes_on(void **state)
     stop(&s);
 }
 
+/* The process is killed whenever the job has begun, before its first checkpoint. */
+static void run_until_begun(const char *id)
+{
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct service s;
+        service_open(&s, (struct jobs_config){0});
+        for (;;) {
+            struct train_job job = get(&s, id);
+            train_job_release(&job);
+            if (job.state == TRAIN_RUNNING || train_state_ended(job.state)) _exit(0);
+            pause_ms(1);
+        }
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void a_job_that_ends_the_process_is_given_up(void **state)
+{
+    (void)state;
+    struct service s;
+    struct strbuf examples = {0};
+    char id[TRAIN_ID_MAX];
+    start(&s);
+    train_set_text(&examples);
+    struct train_request r = request_of(&examples);
+    r.settings.steps = 100000;
+    submit(&s, &r, id);
+    await_step(&s, id, 1);
+    service_close(&s); /* in good order: that counts for nothing */
+    strbuf_release(&examples);
+    for (int i = 0; i < 10; i++) run_until_begun(id);
+    service_open(&s, (struct jobs_config){0});
+    struct train_job job = end_of(&s, id);
+    assert_state(&job, TRAIN_FAILED);
+    assert_non_null(strstr(job.error.message, "ended 10 times"));
+    train_job_release(&job);
+    assert_versions(&s, 1);
+    stop(&s);
+}
+
 /* --- step by step --- */
 
 static void signal_done(struct session_call *c) { atomic_store((atomic_bool *)c->ctx, true); }
@@ -945,6 +989,7 @@ int main(void)
         cmocka_unit_test(leftovers_are_cleared_away),
         cmocka_unit_test(a_closed_service_goes_on),
         cmocka_unit_test(a_killed_service_goes_on),
+        cmocka_unit_test(a_job_that_ends_the_process_is_given_up),
         cmocka_unit_test(a_session_trains_and_publishes),
         cmocka_unit_test(a_session_survives_on_disk),
         cmocka_unit_test(a_session_learns_preferences),
