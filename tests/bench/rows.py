@@ -1,6 +1,7 @@
 """What is measured: groups of rows, each row with our way and llama.cpp's of doing the same."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Callable, Optional
 import models
 
 PROMPT, LONG_PROMPT = 128, 512
-TOKENS = {1: 64, 8: 32, 32: 12}  # made at each batch size: some tenths of a second
+TOKENS = {1: 48, 8: 24, 32: 10}  # made at each batch size: some tenths of a second
 CHAT_PROMPT, CHAT_ANSWER = 32, 64
 STREAMS = 8
 SPIN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
@@ -73,6 +74,7 @@ class Roofs:
 class Rows:
     def __init__(self, fleet):
         self.fleet = fleet
+        self.texts = itertools.count(1)  # for prompts never seen before
 
     @staticmethod
     def users(adapters, count):
@@ -139,11 +141,10 @@ class Rows:
     def first_token(self, path, kind, adapters, prompts_first=False):
         fleet = self.fleet
         who = {"lora": "LoRAs", "moe": "MoELoRAs"}[adapters]
-        serving = round_counter()
 
         def own():
             server, names = fleet.server_with(path, adapters, STREAMS)
-            shift = next(serving)  # prompts never seen before
+            shift = next(self.texts)
             texts = [[token + shift for token in text] for text in prompts(STREAMS, CHAT_PROMPT)]
             return 1000 * server.first_token(names, texts, CHAT_ANSWER)
 
@@ -191,6 +192,7 @@ class Rows:
     def adapters(self, kind):
         path = models.smollm2(kind)
         one, many = self.decode(path, kind, 1), self.decode(path, kind, 32)
+        many.peer = None  # the plain group has it
         return Group(f"adapters decode {kind}", [
             one, self.decode(path, kind, 1, "lora", 1, one), self.decode(path, kind, 1, "moe", 1, one),
             many, self.decode(path, kind, 32, "moe", 1, many), self.decode(path, kind, 32, "moe", 8, many)], [path])
@@ -231,15 +233,8 @@ class Rows:
     def large(self, kind):
         path, name = models.random_1b(kind), f"1B {kind}"
         rows = [self.decode(path, name, 1, tokens=16, length=PROMPT), self.decode(path, name, 8, tokens=8),
-                self.prefill(path, name, 1, 256)]
+                self.prefill(path, name, 1, PROMPT)]
         return Group(f"large 1B {kind}", rows, [path], last=True)
-
-
-def round_counter():
-    number = 0
-    while True:
-        number += 1
-        yield number
 
 
 def makers(fleet):
