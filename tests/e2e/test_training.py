@@ -256,13 +256,13 @@ def test_streams_do_not_notice(server):
 def test_jobs_survive_kill_9(start):
     server = start("--kv-type", "f32")
     create(server, "alone", num_experts=2, seed=1)
-    whole = trained(server, "alone", steps=60, checkpoint_steps=10)
+    whole = trained(server, "alone", steps=40, checkpoint_steps=5)
     create(server, "killed", num_experts=2, seed=1)
-    job = train(server, "killed", steps=60, checkpoint_steps=10).json()
-    eventually(lambda: job_of(server, job["id"])["step"] > 15, "it has a checkpoint", 60)
+    job = train(server, "killed", steps=40, checkpoint_steps=5).json()
+    eventually(lambda: job_of(server, job["id"])["step"] > 7, "it has a checkpoint", 300)
     server.kill()
     server = start("--kv-type", "f32", data=server.data)
-    eventually(lambda: job_of(server, job["id"])["status"] == "succeeded", "it went on", 60)
+    eventually(lambda: job_of(server, job["id"])["status"] == "succeeded", "it went on", 300)
     assert job_of(server, job["id"])["version_after"] == whole["version_after"]
 
 

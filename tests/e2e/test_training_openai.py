@@ -99,6 +99,27 @@ def test_a_job_from_the_base(client, server):
     assert {j.id for j in client.fine_tuning.jobs.list(limit=1)} >= {job.id, more.id}
 
 
+def test_a_request_sent_twice_is_one_job(client, server):
+    file = upload(client)
+    jobs = [client.fine_tuning.jobs.create(model=server.name, training_file=file.id, suffix="once",
+                                           extra_headers={"Idempotency-Key": "key-1"}) for _ in range(2)]
+    assert jobs[0].id == jobs[1].id and jobs[0].adapter == jobs[1].adapter
+    names = [a["name"] for a in server.call("GET", "/v1/adapters").json()["data"]]
+    assert len([n for n in names if n.startswith("once-")]) == 1
+    finished(client, jobs[0])
+
+
+def test_a_job_from_an_older_version(client, server):
+    file = upload(client)
+    first = server.call("POST", "/v1/adapters", {"name": "older", "r": 2}).json()["version"]
+    second = finished(client, client.fine_tuning.jobs.create(model="older", training_file=file.id))
+    assert second.version_before == first and second.version_after != first
+    for model in (f"older@{first}", f"{server.name}:older@{first}"):
+        again = finished(client, client.fine_tuning.jobs.create(model=model, training_file=file.id))
+        assert again.status == "succeeded" and again.version_before == first
+        assert again.version_after == second.version_after, "the same work on the same version"
+
+
 def test_events_and_checkpoints(client, server):
     file = upload(client)
     job = finished(client, client.fine_tuning.jobs.create(
