@@ -22,7 +22,8 @@ FOLDERS = {"release": "build", "address": "build/san-address", "undefined": "bui
            "thread": "build/san-thread"}
 THREADED = ("test_device", "test_engine", "test_grad", "test_grad_routing", "test_log", "test_pack",
             "test_pack_file", "test_pool", "test_prefix_cache", "test_registry_residency", "test_routed_ffn",
-            "test_site_group", "test_training_jobs", "test_training_pass", "test_turns")
+            "test_site_group", "test_training_jobs", "test_training_pass",
+            "test_training_restarts", "test_training_sessions", "test_turns")
 TIMEOUT_S = 900
 CMOCKA = tuple(re.compile(rf"^\[  {word} \] (\d+) test", re.M) for word in ("PASSED ", "FAILED ", "SKIPPED"))
 PLAIN = tuple(re.compile(pattern) for pattern in (r"(\d+) passed", r"(\d+) (?:failed|error)", r"(\d+) skipped"))
