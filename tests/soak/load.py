@@ -5,13 +5,14 @@ import os
 import random
 import struct
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
-from server import pack_multipart  # noqa: E402
+from server import Server, pack_multipart  # noqa: E402
 
 LAYERS, D_IN = 30, 576  # of SmolLM2-135M
 TARGETS = {"q_proj": 576, "v_proj": 192}  # outputs of each projection
@@ -193,6 +194,19 @@ def print_table(rows):
     for name, value in rows:
         print(f"| {name} | {value} |")
     print(flush=True)
+
+
+def run(soak, options, *arguments):
+    """Runs soak(server) on a server of options.model; what it returns are (what would be wrong, whether it is fine)."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(options.model, f"{folder}/data", "--kv-bytes", KV_BYTES, *arguments)
+        try:
+            checks = soak(server)
+            code = server.stop()
+        finally:
+            server.kill()
+        checks.append((f"exit code {code} at SIGTERM:\n{server.log}", code == 0))
+    return verdict(checks)
 
 
 def verdict(checks):

@@ -14,12 +14,11 @@ import bisect
 import itertools
 import random
 import sys
-import tempfile
 import threading
 import time
 
-from load import KV_BYTES, AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table, verdict
-from server import SMOLLM2, Server
+from load import AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table, run
+from server import SMOLLM2
 
 RANK, EXPERTS, TOP_K = 8, 4, 2
 UPLOADERS = 4
@@ -139,15 +138,7 @@ def main():
     pool = AdapterPool(RANK, EXPERTS, TOP_K, options.adapters)
     # An adapter keeps its type in memory: its packed size is its file's, and a little for alignment.
     room = int(pool.size * (options.room + 0.5) * 1.01)
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server(options.model, f"{folder}/data", "--adapter-bytes", str(room), "--kv-bytes", KV_BYTES)
-        try:
-            checks = soak(server, options, pool)
-            code = server.stop()
-        finally:
-            server.kill()
-        checks.append((f"exit code {code} at SIGTERM:\n{server.log}", code == 0))
-    return verdict(checks)
+    return run(lambda server: soak(server, options, pool), options, "--adapter-bytes", str(room))
 
 
 if __name__ == "__main__":

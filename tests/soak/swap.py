@@ -14,13 +14,11 @@ import argparse
 import multiprocessing
 import os
 import sys
-import tempfile
 import threading
 import time
 
-from load import (KV_BYTES, PROMPTS, AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table,
-                  verdict)
-from server import SMOLLM2, Server
+from load import (PROMPTS, AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table, run)
+from server import SMOLLM2
 
 UPLOADERS = 16  # connections of the swapping client: each adapter's owner has one
 CLIENT_NICENESS = 10
@@ -175,15 +173,7 @@ def main():
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--experts", type=int, default=4)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server(options.model, f"{folder}/data", "--kv-bytes", KV_BYTES, "--keep-versions", str(options.keep))
-        try:
-            checks = soak(server, options)
-            code = server.stop()
-        finally:
-            server.kill()
-        checks.append((f"exit code {code} at SIGTERM:\n{server.log}", code == 0))
-    return verdict(checks)
+    return run(lambda server: soak(server, options), options, "--keep-versions", str(options.keep))
 
 
 if __name__ == "__main__":

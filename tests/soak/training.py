@@ -12,11 +12,10 @@ usage: training.py [--seconds N] [--streams N] [--turn-ms N] [--model FILE]
 
 import argparse
 import sys
-import tempfile
 import time
 
-from load import KV_BYTES, PROMPTS, Load, ask, machine, percentile, print_table, verdict
-from server import SMOLLM2, Server
+from load import PROMPTS, Load, ask, machine, percentile, print_table, run
+from server import SMOLLM2
 
 SLICES = 6  # by turns alone and beside training
 TOKENS = 64
@@ -107,15 +106,7 @@ def main():
     parser.add_argument("--turn-ms", type=float, default=10)
     parser.add_argument("--model", default=SMOLLM2)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server(options.model, f"{folder}/data", "--kv-bytes", KV_BYTES, "--train-turn-ms", f"{options.turn_ms:g}")
-        try:
-            checks = soak(server, options)
-            code = server.stop()
-        finally:
-            server.kill()
-        checks.append((f"exit code {code} at SIGTERM:\n{server.log}", code == 0))
-    return verdict(checks)
+    return run(lambda server: soak(server, options), options, "--train-turn-ms", f"{options.turn_ms:g}")
 
 
 if __name__ == "__main__":
