@@ -242,14 +242,11 @@ bool completion_request_parse(char *text, size_t size, bool chat, const char *ba
     request_defaults(&r, chat);
     struct parse p = {.err = err};
 
-    enum status seed = scan_integer(text, size, "seed", &r.seed);
-    r.has_seed = seed == ST_OK;
     enum status tokens = chat ? ST_NOT_FOUND : scan_take_tokens(text, size, "prompt", &r.tokens);
     if (tokens && tokens != ST_NOT_FOUND) parse_fail(&p, tokens, "prompt", "out of memory");
     p.failed = p.failed || !parse_body(text, size, &r.body, err);
     p.body = r.body;
-    if (seed == ST_INVALID)
-        parse_fail(&p, ST_INVALID, "seed", "'seed' must be a whole number from -2^63 to 2^64 - 1");
+    r.has_seed = parse_seed(&p, text, size, &r.seed);
     if (!p.failed) parse_members(&p, &r, base_name);
 
     if (p.failed) {

@@ -1,6 +1,7 @@
 #include "api/parse.h"
 
 #include "api/completion.h"
+#include "api/scan.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -70,6 +71,16 @@ void parse_string(struct parse *p, const char *key, const char **out)
 {
     struct error e = {0};
     if (!p->failed) parse_check(p, key, json_get_string(p->body, key, out, &e), &e);
+}
+
+bool parse_seed(struct parse *p, const char *text, size_t size, uint64_t *out)
+{
+    enum status st = p->failed ? ST_NOT_FOUND : scan_integer(text, size, "seed", out);
+    if (st == ST_NOMEM)
+        parse_fail(p, st, NULL, "out of memory");
+    else if (st && st != ST_NOT_FOUND)
+        parse_fail(p, ST_INVALID, "seed", "'seed' must be a whole number from -2^63 to 2^64 - 1");
+    return !st;
 }
 
 void *parse_alloc(struct parse *p, size_t count, size_t size)

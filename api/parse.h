@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 struct parse {
     const cJSON *body;
@@ -25,6 +26,8 @@ void parse_bool(struct parse *p, const char *key, bool *out);
 void parse_int(struct parse *p, const char *key, int min, int max, int *out);
 void parse_f64(struct parse *p, const char *key, double min, double max, double *out);
 void parse_string(struct parse *p, const char *key, const char **out);
+/* The member `seed`, from the body's text, since a tree rounds 64 bits. Whether it is given. */
+bool parse_seed(struct parse *p, const char *text, size_t size, uint64_t *out);
 /* A string or an array of strings: a malloc'd table of borrowed strings. */
 void parse_strings(struct parse *p, const char *key, size_t max, const char ***out, size_t *count_out);
 /* calloc that reports; NULL also for count 0. */

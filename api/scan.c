@@ -1,140 +1,104 @@
 #include "api/scan.h"
 
+#include "base/json.h"
+#include "base/json_scan.h"
 #include "base/strbuf.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-struct span {
-    const char *at, *end;
-};
-
-static void skip_space(struct span *s)
+/* Past one value of any kind; depth: how many arrays and objects are open around it. */
+static bool skip_value(struct json_scan *s, struct strbuf *scratch, int depth)
 {
-    while (s->at < s->end && (*s->at == ' ' || *s->at == '\t' || *s->at == '\n' || *s->at == '\r')) s->at++;
+    char open = json_scan_peek(s);
+    double number;
+    strbuf_clear(scratch);
+    if (open == '"') return json_scan_string(s, scratch);
+    if (open == '-' || (open >= '0' && open <= '9')) return json_scan_number(s, &number);
+    if (open != '[' && open != '{') return json_scan_literal(s);
+
+    char close = open == '[' ? ']' : '}';
+    json_scan_take(s, open);
+    if (depth == JSON_DEPTH_MAX) return false;
+    if (json_scan_take(s, close)) return true;
+    do {
+        strbuf_clear(scratch);
+        if (open == '{' && (!json_scan_string(s, scratch) || !json_scan_take(s, ':'))) return false;
+        if (!skip_value(s, scratch, depth + 1)) return false;
+    } while (json_scan_take(s, ','));
+    return json_scan_take(s, close);
 }
 
-static bool take_char(struct span *s, char c)
-{
-    skip_space(s);
-    if (s->at >= s->end || *s->at != c) return false;
-    s->at++;
-    return true;
-}
-
-/* Past the string whose opening quote is at s->at. */
-static bool skip_string(struct span *s)
-{
-    for (s->at++; s->at < s->end; s->at++) {
-        if (*s->at == '\\')
-            s->at++;
-        else if (*s->at == '"')
-            return s->at++, true;
-    }
-    return false;
-}
-
-/* Past one value of any kind, by counting brackets. */
-static bool skip_value(struct span *s)
-{
-    size_t depth = 0;
-    skip_space(s);
-    const char *start = s->at;
-    while (s->at < s->end) {
-        char c = *s->at;
-        if (c == '"') {
-            if (!skip_string(s)) return false;
-            if (!depth) return true;
-            continue;
-        }
-        if (c == '[' || c == '{') depth++;
-        if (c == ']' || c == '}') {
-            if (!depth) return s->at > start;
-            if (!--depth) return s->at++, true;
-        }
-        if (c == ',' && !depth) return s->at > start;
-        s->at++;
-    }
-    return false;
-}
-
-/* Leaves *s before the value of the first top-level member named key. */
-static bool find_member(struct span *s, const char *key)
+/* Leaves *s at the value of the first top-level member named key. */
+static bool find_member(struct json_scan *s, const char *key, struct strbuf *scratch)
 {
     size_t key_size = strlen(key);
-    if (!take_char(s, '{')) return false;
+    if (!json_scan_take(s, '{')) return false;
     do {
-        skip_space(s);
-        if (s->at >= s->end || *s->at != '"') return false;
-        const char *name = s->at + 1;
-        if (!skip_string(s)) return false;
-        size_t name_size = (size_t)(s->at - 1 - name);
-        if (!take_char(s, ':')) return false;
-        skip_space(s);
-        if (name_size == key_size && memcmp(name, key, key_size) == 0) return true;
-        if (!skip_value(s)) return false;
-    } while (take_char(s, ','));
+        strbuf_clear(scratch);
+        if (!json_scan_string(s, scratch) || !json_scan_take(s, ':') || scratch->failed) return false;
+        json_scan_peek(s);
+        if (scratch->size == key_size && memcmp(scratch->data, key, key_size) == 0) return true;
+        if (!skip_value(s, scratch, 1)) return false;
+    } while (json_scan_take(s, ','));
     return false;
 }
 
-/* Digits as JSON writes a whole number: none leading with zero but "0" itself. */
-static bool take_digits(struct span *s, uint64_t max, uint64_t *out)
+/* Where in a body the value of a member stands. */
+struct span {
+    size_t at, end;
+};
+
+/* ST_NOT_FOUND where the member is missing or its value is no whole array. ST_NOMEM. */
+static enum status find_array(const char *text, size_t size, const char *key, struct span *out)
 {
-    const char *start = s->at;
-    uint64_t v = 0;
-    for (; s->at < s->end && *s->at >= '0' && *s->at <= '9'; s->at++) {
-        uint64_t digit = (uint64_t)(*s->at - '0');
-        if (v > (max - digit) / 10) return false;
-        v = v * 10 + digit;
+    struct json_scan s = {.text = text, .size = size};
+    struct strbuf scratch = {0};
+    enum status st = ST_NOT_FOUND;
+    if (find_member(&s, key, &scratch) && json_scan_peek(&s) == '[') {
+        out->at = s.at;
+        if (skip_value(&s, &scratch, 1)) st = ST_OK;
+        out->end = s.at;
     }
-    size_t n = (size_t)(s->at - start);
-    if (n == 0 || (n > 1 && start[0] == '0')) return false;
-    *out = v;
-    return true;
+    if (scratch.failed) st = ST_NOMEM;
+    strbuf_release(&scratch);
+    return st;
 }
 
 /* The number of elements at most, so that one allocation is enough. */
-static size_t count_commas(const char *at, const char *end)
+static size_t count_commas(const char *text, struct span value)
 {
     size_t n = 1;
-    for (; at < end; at++) n += *at == ',';
+    for (size_t i = value.at; i < value.end; i++) n += text[i] == ',';
     return n;
 }
 
-/* One "[1, 2, 3]" onto the end of t->ids. An empty row is legal JSON but no prompt: refused later. */
-static bool take_row(struct span *s, int32_t *ids, size_t *count)
+/* One "[1, 2, 3]" onto the end of ids. An empty row is legal JSON but no prompt: refused later. */
+static bool take_row(struct json_scan *s, int32_t *ids, size_t *count)
 {
-    if (!take_char(s, '[')) return false;
-    if (take_char(s, ']')) return true;
+    if (!json_scan_take(s, '[')) return false;
+    if (json_scan_take(s, ']')) return true;
     do {
         uint64_t id;
-        skip_space(s);
-        if (!take_digits(s, INT32_MAX, &id)) return false;
+        if (!json_scan_u64(s, &id) || id > INT32_MAX) return false;
         ids[(*count)++] = (int32_t)id;
-    } while (take_char(s, ','));
-    return take_char(s, ']');
+    } while (json_scan_take(s, ','));
+    return json_scan_take(s, ']');
 }
 
-static bool take_rows(struct span s, struct token_rows *t)
+/* The whole of s, which is an array. */
+static bool take_rows(struct json_scan *s, struct token_rows *t)
 {
     size_t count = 0;
-    struct span inner = s;
-    if (!take_char(&inner, '[')) return false;
-    skip_space(&inner);
-    t->nested = inner.at < inner.end && *inner.at == '[';
-    if (!t->nested) {
-        if (!take_row(&s, t->ids, &count) || count == 0) return false;
+    struct json_scan first = *s;
+    json_scan_take(&first, '[');
+    t->nested = json_scan_peek(&first) == '[';
+    if (t->nested) *s = first;
+    do {
+        if (!take_row(s, t->ids, &count)) return false;
         t->end[t->rows++] = count;
-    } else {
-        do {
-            if (!take_row(&inner, t->ids, &count)) return false;
-            t->end[t->rows++] = count;
-        } while (take_char(&inner, ','));
-        if (!take_char(&inner, ']')) return false;
-        s = inner;
-    }
-    skip_space(&s);
-    return s.at == s.end;
+    } while (t->nested && json_scan_take(s, ','));
+    return t->nested ? json_scan_take(s, ']') : count > 0;
 }
 
 void token_rows_release(struct token_rows *t)
@@ -147,43 +111,37 @@ void token_rows_release(struct token_rows *t)
 /* A value that was taken becomes a number of the same length. */
 static void blank(char *text, struct span value)
 {
-    memset(text + (value.at - text), ' ', (size_t)(value.end - value.at));
-    text[value.at - text] = '0';
+    memset(text + value.at, ' ', value.end - value.at);
+    text[value.at] = '0';
 }
 
 enum status scan_take_tokens(char *text, size_t size, const char *key, struct token_rows *out)
 {
-    struct span s = {text, text + size};
-    if (!find_member(&s, key) || s.at >= s.end || *s.at != '[') return ST_NOT_FOUND;
-    struct span value = s;
-    if (!skip_value(&s)) return ST_NOT_FOUND;
-    value.end = s.at;
+    struct span value = {0};
+    enum status st = find_array(text, size, key, &value);
+    if (st) return st;
 
     struct token_rows t = {0};
-    enum status st = ST_NOMEM;
-    size_t most = count_commas(value.at, value.end);
+    struct json_scan s = {.text = text, .size = value.end, .at = value.at};
+    size_t most = count_commas(text, value);
     t.ids = malloc(most * sizeof *t.ids);
     t.end = malloc(most * sizeof *t.end);
-    if (!t.ids || !t.end) goto done;
-    st = ST_NOT_FOUND;
-    if (!take_rows(value, &t)) goto done;
-
-    blank(text, value);
-    *out = t;
-    t = (struct token_rows){0}; /* moved to the caller */
-    st = ST_OK;
-done:
+    st = !t.ids || !t.end ? ST_NOMEM : take_rows(&s, &t) ? ST_OK : ST_NOT_FOUND;
+    if (!st) {
+        blank(text, value);
+        *out = t;
+        t = (struct token_rows){0}; /* moved to the caller */
+    }
     token_rows_release(&t);
     return st;
 }
 
-/* One element onto a line of its own. Between tokens, line breaks mean no more than spaces; inside strings
- * they are against the grammar, and a reader of the line will say so of other characters than these two. */
-static void append_line(struct strbuf *out, const char *at, const char *end)
+/* One element onto a line of its own. Between tokens, line breaks mean no more than spaces; strings have
+ * none. */
+static void append_line(struct strbuf *out, const char *element, size_t size)
 {
     size_t from = out->size;
-    while (end > at && (end[-1] == ' ' || end[-1] == '\t' || end[-1] == '\n' || end[-1] == '\r')) end--;
-    strbuf_append(out, at, (size_t)(end - at));
+    strbuf_append(out, element, size);
     for (size_t i = from; !out->failed && i < out->size; i++)
         if (out->data[i] == '\n' || out->data[i] == '\r') out->data[i] = ' ';
     strbuf_putc(out, '\n');
@@ -191,40 +149,53 @@ static void append_line(struct strbuf *out, const char *at, const char *end)
 
 enum status scan_take_lines(char *text, size_t size, const char *key, struct strbuf *out)
 {
-    struct span s = {text, text + size}, value;
+    struct span value = {0};
+    enum status st = find_array(text, size, key, &value);
+    if (st) return st;
+
+    struct json_scan s = {.text = text, .size = value.end, .at = value.at + 1};
+    struct strbuf scratch = {0};
     size_t before = out->size;
-    if (!find_member(&s, key)) return ST_NOT_FOUND;
-    value = s;
-    if (!take_char(&s, '[')) return ST_NOT_FOUND;
-    bool whole = take_char(&s, ']');
-    while (!whole) {
-        skip_space(&s);
-        const char *element = s.at;
-        if (!skip_value(&s)) break;
-        append_line(out, element, s.at);
-        whole = take_char(&s, ']');
-        if (!whole && !take_char(&s, ',')) break;
+    while (!json_scan_take(&s, ']')) {
+        json_scan_take(&s, ',');
+        json_scan_peek(&s);
+        size_t element = s.at;
+        if (!skip_value(&s, &scratch, 2)) break; /* no memory: its grammar is known to be right */
+        append_line(out, text + element, s.at - element);
     }
-    value.end = s.at;
-    if (!whole || out->failed) {
+    if (scratch.failed || out->failed) {
         strbuf_truncate(out, before);
-        return whole ? ST_NOMEM : ST_NOT_FOUND;
+        st = ST_NOMEM;
+    } else {
+        blank(text, value);
     }
-    blank(text, value);
+    strbuf_release(&scratch);
+    return st;
+}
+
+/* A whole number: digits, and after them the member's end. */
+static enum status take_integer(struct json_scan *s, uint64_t *out)
+{
+    uint64_t v;
+    bool negative = json_scan_take(s, '-');
+    bool digits =
+        s->at < s->size && s->text[s->at] >= '0' && s->text[s->at] <= '9'; /* no space after the sign */
+    if (!digits || !json_scan_u64(s, &v)) return ST_INVALID;
+    if (negative && v > (uint64_t)INT64_MAX + 1) return ST_INVALID;
+    char next = json_scan_peek(s);
+    if (next != ',' && next != '}') return ST_INVALID;
+    *out = negative ? 0 - v : v;
     return ST_OK;
 }
 
 enum status scan_integer(const char *text, size_t size, const char *key, uint64_t *out)
 {
-    struct span s = {text, text + size};
-    if (!find_member(&s, key)) return ST_NOT_FOUND;
-    if (s.end - s.at >= 4 && memcmp(s.at, "null", 4) == 0) return ST_NOT_FOUND;
-    bool negative = s.at < s.end && *s.at == '-';
-    if (negative) s.at++;
-    uint64_t v;
-    if (!take_digits(&s, negative ? (uint64_t)INT64_MAX + 1 : UINT64_MAX, &v)) return ST_INVALID;
-    skip_space(&s);
-    if (s.at < s.end && *s.at != ',' && *s.at != '}') return ST_INVALID;
-    *out = negative ? 0 - v : v;
-    return ST_OK;
+    struct json_scan s = {.text = text, .size = size};
+    struct strbuf scratch = {0};
+    enum status st = find_member(&s, key, &scratch) ? ST_OK : ST_NOT_FOUND;
+    if (scratch.failed) st = ST_NOMEM;
+    if (!st && json_scan_peek(&s) == 'n') st = ST_NOT_FOUND; /* null, or a fault for the parser to name */
+    if (!st) st = take_integer(&s, out);
+    strbuf_release(&scratch);
+    return st;
 }

@@ -2,8 +2,7 @@
  *
  * Arrays of token ids may hold a hundred thousand numbers, each of which would cost a tree node;
  * 64-bit seeds would be rounded to doubles. Both are read here from top-level members of the body.
- * The scanner is lenient: what it does not recognise it leaves alone, and the strict parser that follows
- * says what is wrong. Keys written with escapes are not recognised. */
+ * What is not as expected is left alone: the parser that follows says what is wrong with it. */
 #ifndef API_SCAN_H
 #define API_SCAN_H
 
@@ -28,13 +27,13 @@ void token_rows_release(struct token_rows *t);
 NODISCARD enum status scan_take_tokens(char *text, size_t size, const char *key, struct token_rows *out);
 
 /* If member `key` is an array, moves its elements to *out, one a line (a caller's strbuf, appended to), and
- * overwrites its text as above. The elements' own line breaks become spaces; whatever else they are is left
- * to who reads them. ST_NOT_FOUND, with both untouched, where it is missing or no array. ST_NOMEM. */
+ * overwrites its text as above. The elements' own line breaks become spaces; what they are is left to who
+ * reads them. ST_NOT_FOUND, with both untouched, where it is missing or no array. ST_NOMEM. */
 struct strbuf;
 NODISCARD enum status scan_take_lines(char *text, size_t size, const char *key, struct strbuf *out);
 
 /* Member `key` as an integer in [-2^63, 2^64), negative ones in two's complement. ST_NOT_FOUND where
- * it is missing or null, ST_INVALID where it is anything else. */
+ * it is missing or null, ST_INVALID where it is anything else. ST_NOMEM. */
 NODISCARD enum status scan_integer(const char *text, size_t size, const char *key, uint64_t *out);
 
 #endif

@@ -89,13 +89,6 @@ static void parse_shape(struct parse *p, const struct fresh_limits *limits, stru
     parse_bool(p, "use_rslora", &r->rslora);
 }
 
-static void parse_seed(struct parse *p, const char *text, size_t size, uint64_t *out)
-{
-    enum status st = scan_integer(text, size, "seed", out);
-    if (st && st != ST_NOT_FOUND)
-        parse_fail(p, ST_INVALID, "seed", "'seed' must be a whole number from -2^63 to 2^64 - 1");
-}
-
 bool fresh_request_parse(const char *text, size_t size, const struct fresh_limits *limits,
                          struct fresh_request *out, struct api_error *err)
 {
@@ -112,7 +105,7 @@ bool fresh_request_parse(const char *text, size_t size, const struct fresh_limit
     parse_shape(&p, limits, &r);
     parse_gate(&p, &r);
     parse_targets(&p, &r);
-    if (!p.failed) parse_seed(&p, text, size, &r.seed);
+    parse_seed(&p, text, size, &r.seed);
     if (p.failed) {
         fresh_request_release(&r);
         return false;

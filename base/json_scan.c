@@ -163,10 +163,12 @@ bool json_scan_u64(struct json_scan *s, uint64_t *out)
 {
     uint64_t v = 0;
     json_scan_peek(s);
+    size_t begin = s->at;
     if (!is_digit(here(s))) return json_scan_fail(s, "an integer of 0 or more is expected here");
     for (; is_digit(here(s)); s->at++)
         if (__builtin_mul_overflow(v, 10, &v) || __builtin_add_overflow(v, (uint64_t)(here(s) - '0'), &v))
             return json_scan_fail(s, "an integer is too large");
+    if (s->text[begin] == '0' && s->at - begin > 1) return json_scan_fail(s, "a number has a leading zero");
     *out = v;
     return true;
 }
