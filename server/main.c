@@ -1,11 +1,13 @@
 #include "server/commands.h"
 
+#include "base/file.h"
 #include "base/log.h"
 
 #include <signal.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct {
     enum command command;
@@ -93,9 +95,22 @@ static int run(int i, int argc, char **argv)
     return status;
 }
 
+/* Models, packed weights and adapters are mapped. Where one is cut short while it is in use, reading on
+ * raises SIGBUS: nothing can be saved, but the reason can be said. */
+static void on_bus_error(int number)
+{
+    static const char text[] =
+        "medley: a file in use was cut short, or its disk failed: a model's or an adapter's, or "
+        "the packed weights. Replace such files by renaming new ones over them.\n";
+    (void)number;
+    file_write_all(STDERR_FILENO, text, sizeof text - 1);
+    _exit(1);
+}
+
 int main(int argc, char **argv)
 {
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGBUS, on_bus_error);
     if (sodium_init() < 0) {
         fprintf(stderr, "medley: no source of random numbers\n");
         return 1;

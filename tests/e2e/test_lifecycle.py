@@ -1,11 +1,13 @@
 """Hang-ups, drains, and the limits of a server."""
 
+import os
+import shutil
 import signal
 import socket
 import threading
 import time
 
-from server import adapter_files, eventually
+from server import adapter_files, eventually, model_file
 
 LONG = {"prompt": "abc", "max_tokens": 480, "ignore_eos": True, "stream": True}
 
@@ -129,3 +131,16 @@ def test_the_command_line(start):
     done = subprocess.run([BINARY, "generate", "--model", str(model_file("gqa_tied")), "--temperature", "0",
                            "--max-tokens", "8", "Hello"], capture_output=True, timeout=60)
     assert done.returncode == 0 and done.stdout
+
+
+def test_a_model_file_cut_short_while_it_is_in_use(start, tmp_path):
+    """Nothing can be answered any more; why is said."""
+    model = tmp_path / "model.gguf"
+    shutil.copy(model_file("gqa_tied"), model)
+    server = start("--cpu-level", "reference", model=model)
+    os.truncate(model, 0)
+    connection = server.connect()
+    connection.request("POST", "/v1/completions", b'{"prompt": "abc"}', {"Content-Type": "application/json"})
+    assert server.process.wait(60) == 1
+    connection.close()
+    assert "was cut short" in server.log
