@@ -5,7 +5,7 @@
  * rule 4: the same arguments give the same bits, whatever the number of threads.
  *
  * The base model is frozen, so no op makes gradients of its weights. Its backward product dx = W^T dy is the forward
- * op `site_group` on a weight packed from the transposed matrix. Names: d_x is dL/dx. "+=" outputs
+ * op `site_group` on a weight packed from the transposed matrix, by `weight_pack` of either table. Names: d_x is dL/dx. "+=" outputs
  * accumulate, "=" outputs are overwritten. */
 #ifndef KERNELS_GRAD_H
 #define KERNELS_GRAD_H
@@ -167,6 +167,10 @@ struct grad_limits {
 };
 
 struct grad_ops {
+    /* A weight for gradients, of a matrix in F32. Both its elements and the gradients that it is multiplied with may be
+     * rounded by up to 2^-14 of the largest among 32 neighbours, where that is faster: a product's error is then about
+     * 1e-4 of it. device_ops.weight_pack rounds neither. Otherwise as that. */
+    enum status (*weight_pack)(struct device *d, const struct matrix *m, struct weight **out);
     /* May be called again, between ops; only grows. ST_NOMEM. */
     enum status (*reserve)(struct device *d, const struct grad_limits *limits);
 

@@ -1,6 +1,7 @@
 /* The frozen weights once more, transposed: dx = W^T dy is then a forward product.
  *
- * Quantised weights are kept as F16, whose rounding (2^-12 of a value) is far below their own; others keep their type.
+ * Weights in F32 and BF16 keep their type and every bit. Others, which are coarse themselves, go through the device's
+ * product for gradients, whose rounding is far below theirs (grad.h).
  * The head, with its many outputs, is cut into blocks no wider than the layers' products, so that a device needs no
  * scratch for rows of the vocabulary's width. */
 #include "training/transposed.h"
@@ -13,17 +14,14 @@
 /* Rows that are decoded together: what they fill of a transposed row is a cache line or two. */
 #define DECODE_ROWS 32
 
-static enum dtype type_of(enum dtype file)
-{
-    return file == DTYPE_F32 || file == DTYPE_BF16 ? file : DTYPE_F16;
-}
+static bool is_exact(enum dtype file) { return file == DTYPE_F32 || file == DTYPE_BF16; }
 
 static void store(enum dtype type, float v, void *data, size_t i)
 {
     if (type == DTYPE_F32)
         ((float *)data)[i] = v;
     else
-        ((uint16_t *)data)[i] = type == DTYPE_BF16 ? f32_to_bf16(v) : f32_to_f16(v);
+        ((uint16_t *)data)[i] = f32_to_bf16(v);
 }
 
 /* Which rows of which matrix. */
@@ -77,13 +75,13 @@ static enum status weight_make(struct transposed *t, const struct source *s, enu
                                struct transposed_weight *out)
 {
     struct device *d = t->model->device;
-    enum dtype type = type_of(file_type);
+    enum dtype type = is_exact(file_type) ? file_type : DTYPE_F32;
     size_t bytes = size_mul(size_mul(s->rows, s->cols), dtype_block_bytes(type));
     out->data = memory_alloc(bytes);
     if (!out->data) return ST_NOMEM;
     enum status st = fill(t, s, type, out->data);
     struct matrix m = {.type = type, .rows = s->cols, .cols = s->rows, .data = out->data};
-    if (!st) st = d->ops->weight_pack(d, &m, &out->weight);
+    if (!st) st = is_exact(file_type) ? d->ops->weight_pack(d, &m, &out->weight) : d->grad->weight_pack(d, &m, &out->weight);
     if (st) return st;
     t->bytes += out->weight->bytes ? out->weight->bytes : bytes;
     if (out->weight->bytes) { /* otherwise the device uses the matrix in place */

@@ -10,6 +10,7 @@ void avx2_vector_fill(struct cpu_kernels *k);
 void avx2_attention_fill(struct cpu_kernels *k);
 void avx2_lowrank_fill(struct cpu_kernels *k);
 void avx2_grad_matmul_fill(struct cpu_kernels *k);
+void avx2_grad_product_fill(struct cpu_kernels *k);
 void avx2_grad_vector_fill(struct cpu_kernels *k);
 
 #endif

@@ -1,6 +1,7 @@
 #include "kernels/avx2/panel.h"
 
 #include "base/memory.h"
+#include "kernels/avx2/tile.h"
 
 #include <immintrin.h>
 #include <string.h>
@@ -200,26 +201,11 @@ static __m256i sum_lanes(__m256i v) /* in every lane */
     return _mm256_add_epi32(v, _mm256_permute2x128_si256(v, v, 1));
 }
 
-/* Largest of the absolute values. They are compared as integers, which orders floats alike and
- * lets a NaN win, so that it reaches the result instead of vanishing. */
-static float max_abs(const float *x)
-{
-    const __m256i abs = _mm256_set1_epi32(0x7FFFFFFF);
-    __m256i m = _mm256_setzero_si256();
-    for (int i = 0; i < PANEL_BLOCK; i += 8)
-        m = _mm256_max_epu32(m, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + i)), abs));
-    m = _mm256_max_epu32(m, _mm256_permute2x128_si256(m, m, 1));
-    m = _mm256_max_epu32(m, _mm256_shuffle_epi32(m, 0x4E));
-    m = _mm256_max_epu32(m, _mm256_shuffle_epi32(m, 0xB1));
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm256_castsi256_si128(m)));
-}
-
 /* Quantises 32 inputs of row r: fills its scale and sums, and returns its eight lanes of quants. */
 static __m256i block_quantise(const float *x, int r, struct tile_block *t)
 {
-    float largest = max_abs(x);
-    /* Below 1e-30 the reciprocal overflows, and the block is zero for all purposes. */
-    bool tiny = largest < 1e-30f;
+    float largest = tile_max_abs(x);
+    bool tiny = largest < TILE_TINY;
     __m256 inverse = _mm256_set1_ps(tiny ? 0 : 127.0f / largest);
     __m256i v[4];
     for (int i = 0; i < 4; i++) v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
@@ -238,19 +224,6 @@ static __m256i block_quantise(const float *x, int r, struct tile_block *t)
     return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-/* 4 rows of 8 lanes to 8 groups of 4 lanes */
-static void quants_store(const __m256i r[TILE_ROWS], int32_t q[8][TILE_ROWS])
-{
-    __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
-    __m256i c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
-    __m256i g[4] = {_mm256_unpacklo_epi64(a, c), _mm256_unpackhi_epi64(a, c), _mm256_unpacklo_epi64(b, d),
-                    _mm256_unpackhi_epi64(b, d)};
-    for (int i = 0; i < 4; i++) {
-        _mm_store_si128((__m128i *)q[i], _mm256_castsi256_si128(g[i]));
-        _mm_store_si128((__m128i *)q[i + 4], _mm256_extracti128_si256(g[i], 1));
-    }
-}
-
 static void tile_pack(struct tile_block *t, const float *x, size_t x_stride, size_t inputs, int rows)
 {
     for (size_t k = 0; k < inputs; k += PANEL_BLOCK, t++) {
@@ -258,7 +231,7 @@ static void tile_pack(struct tile_block *t, const float *x, size_t x_stride, siz
         if (rows < TILE_ROWS) memset(t, 0, sizeof *t);
         for (int r = 0; r < TILE_ROWS; r++)
             q[r] = r < rows ? block_quantise(x + (size_t)r * x_stride + k, r, t) : _mm256_setzero_si256();
-        quants_store(q, t->q);
+        tile_interleave(q, t->q);
     }
 }
 

@@ -10,5 +10,6 @@ void cpu_kernels_avx2(struct cpu_kernels *k)
     avx2_attention_fill(k);
     avx2_lowrank_fill(k);
     avx2_grad_matmul_fill(k);
+    avx2_grad_product_fill(k);
     avx2_grad_vector_fill(k);
 }

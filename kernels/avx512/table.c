@@ -6,4 +6,5 @@ void cpu_kernels_avx512(struct cpu_kernels *k)
     k->name = "avx512";
     avx512_product_int8_fill(k);
     avx512_product_float_fill(k);
+    avx512_grad_product_fill(k);
 }

@@ -92,6 +92,7 @@ enum status cpu_reserve(struct device *device, const struct device_limits *limit
 void cpu_scratch_release(struct cpu_device *d);
 
 enum status cpu_weight_pack(struct device *device, const struct matrix *m, struct weight **out);
+enum status cpu_grad_weight_pack(struct device *device, const struct matrix *m, struct weight **out);
 void cpu_weight_free(struct device *device, struct weight *w);
 enum status cpu_weight_layout(struct device *device, const struct matrix *m, const char **name,
                               size_t *bytes);

@@ -268,6 +268,7 @@ static void grad_cross_entropy(struct device *device, const struct cross_entropy
 }
 
 const struct grad_ops cpu_grad_ops = {
+    .weight_pack = cpu_grad_weight_pack,
     .reserve = grad_reserve,
     .matmul = cpu_matmul,
     .silu_mul = grad_silu_mul,

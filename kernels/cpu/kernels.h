@@ -99,6 +99,9 @@ struct cpu_kernels {
 
     /* Training: what one thread does of the ops of kernels/grad.h. */
 
+    /* The product of gradients with frozen weights in F32: it may round both as grad.h's weight_pack says.
+     * Its act_bytes are no more than those of F32's product. */
+    const struct cpu_product *grad_product;
     /* A block of a product, as the op, of any shape. scratch: CPU_MATMUL_FLOATS, 64-byte aligned. */
     void (*matmul)(const struct matmul_args *a, float *scratch);
     /* d_gate may be gate, d_up may be up */

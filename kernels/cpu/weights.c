@@ -91,40 +91,64 @@ bool cpu_weight_filled(struct device *device, const struct matrix *m, const void
     return same;
 }
 
-enum status cpu_weight_open(struct device *device, const struct matrix *m, const void *packed,
-                            struct weight **out)
+static enum status weight_new(const struct matrix *m, const struct cpu_product *product, size_t bytes,
+                              const void *packed, struct cpu_weight **out)
 {
-    const struct cpu_product *product;
-    size_t bytes;
-    enum status st = choose_product(cpu_device_of(device), m, &product, &bytes);
-    if (st) return st;
     struct cpu_weight *w = memory_zalloc(1, sizeof *w);
     if (!w) return ST_NOMEM;
     w->base = (struct weight){.type = m->type, .rows = m->rows, .cols = m->cols, .bytes = bytes};
     w->file = *m;
     w->product = product;
     w->packed = bytes ? packed : NULL;
+    *out = w;
+    return ST_OK;
+}
+
+enum status cpu_weight_open(struct device *device, const struct matrix *m, const void *packed,
+                            struct weight **out)
+{
+    const struct cpu_product *product;
+    size_t bytes;
+    struct cpu_weight *w;
+    enum status st = choose_product(cpu_device_of(device), m, &product, &bytes);
+    if (!st) st = weight_new(m, product, bytes, packed, &w);
+    if (!st) *out = &w->base;
+    return st;
+}
+
+/* Packs into memory of the weight's own. */
+static enum status weight_pack(struct cpu_device *d, const struct matrix *m, const struct cpu_product *product,
+                               size_t bytes, struct weight **out)
+{
+    struct cpu_weight *w;
+    void *packed = bytes ? memory_alloc(bytes) : NULL;
+    enum status st = bytes && !packed ? ST_NOMEM : weight_new(m, product, bytes, packed, &w);
+    if (st) {
+        memory_free(packed);
+        return st;
+    }
+    w->owned = packed;
+    struct pack_job job = {.product = product, .dst = packed, .m = m, .end = m->rows};
+    if (packed) pack(d, &job);
     *out = &w->base;
     return ST_OK;
 }
 
 enum status cpu_weight_pack(struct device *device, const struct matrix *m, struct weight **out)
 {
-    const char *layout;
+    struct cpu_device *d = cpu_device_of(device);
+    const struct cpu_product *product;
     size_t bytes;
-    enum status st = cpu_weight_layout(device, m, &layout, &bytes);
-    if (st) return st;
-    void *packed = bytes ? memory_alloc(bytes) : NULL;
-    if (bytes && !packed) return ST_NOMEM;
-    st = cpu_weight_open(device, m, packed, out);
-    if (st) {
-        memory_free(packed);
-        return st;
-    }
-    struct cpu_weight *w = (struct cpu_weight *)*out;
-    w->owned = packed;
-    if (packed) cpu_weight_fill(device, m, packed, 0, m->rows);
-    return ST_OK;
+    enum status st = choose_product(d, m, &product, &bytes);
+    return st ? st : weight_pack(d, m, product, bytes, out);
+}
+
+enum status cpu_grad_weight_pack(struct device *device, const struct matrix *m, struct weight **out)
+{
+    struct cpu_device *d = cpu_device_of(device);
+    const struct cpu_product *product = d->kernels->grad_product;
+    if (m->rows == 0 || m->cols == 0 || m->type != DTYPE_F32) return ST_INVALID;
+    return weight_pack(d, m, product, product->weight_bytes(m->type, m->rows, m->cols), out);
 }
 
 void cpu_weight_free(struct device *device, struct weight *w)

@@ -56,6 +56,7 @@ void cpu_kernels_reference(struct cpu_kernels *k)
         .attention = ref_attention,
         .lr_shrink = ref_lr_shrink,
         .lr_expand = ref_lr_expand,
+        .grad_product = &ref_product,
         .matmul = ref_matmul,
         .silu_mul_backward = ref_silu_mul_backward,
         .rmsnorm_backward = ref_rmsnorm_backward,

@@ -111,6 +111,45 @@ static void products_are_right(void **state)
     each_level(run_products);
 }
 
+/* Elements are below 1, so weight_pack may round each by 1/16382; signs of all roundings may conspire. And sums are
+ * rounded. */
+static void run_weights(struct device *d, struct test_random *r)
+{
+    enum { ROWS = 5, OUTPUTS = 35, INPUTS = 70 };
+    struct twin w = twin_make(r, OUTPUTS * INPUTS, 1), x = twin_make(r, ROWS * INPUTS, 1);
+    const struct device_limits limits = {.rows = ROWS, .cols = INPUTS};
+    struct matrix m = {DTYPE_F32, OUTPUTS, INPUTS, w.f};
+    struct weight *packed;
+    float y[ROWS * OUTPUTS];
+    assert_int_equal(d->ops->reserve(d, &limits), ST_OK);
+    assert_int_equal(d->grad->weight_pack(d, &m, &packed), ST_OK);
+    struct site_group_args args = {.rows = ROWS, .x = x.f, .x_stride = INPUTS, .site_count = 1,
+                                   .site = {{.weight = packed, .y = y, .y_stride = OUTPUTS}}};
+    d->ops->site_group(d, &args);
+    for (int i = 0; i < ROWS; i++)
+        for (int o = 0; o < OUTPUTS; o++) {
+            double want = 0, bound = 0;
+            for (int k = 0; k < INPUTS; k++) {
+                double wk = w.d[o * INPUTS + k], xk = x.d[i * INPUTS + k];
+                want += wk * xk;
+                bound += (fabs(xk) + fabs(wk)) / 16382 * 1.001 + EPS * (INPUTS + 8) * fabs(wk * xk);
+            }
+            if (!(fabs(y[i * OUTPUTS + o] - want) <= bound))
+                fail_msg("row %d, output %d: %g, not %g within %g", i, o, y[i * OUTPUTS + o], want, bound);
+        }
+    d->ops->weight_free(d, packed);
+    m.type = DTYPE_BF16;
+    assert_int_equal(d->grad->weight_pack(d, &m, &packed), ST_INVALID);
+    twin_free(&w);
+    twin_free(&x);
+}
+
+static void weights_are_right(void **state)
+{
+    (void)state;
+    each_level(run_weights);
+}
+
 /* ---- the gated activation ------------------------------------------------------------------------ */
 
 struct silu_world {
@@ -605,7 +644,7 @@ static void reserve_only_grows(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(products_are_right),    cmocka_unit_test(silu_is_right),
+        cmocka_unit_test(products_are_right),    cmocka_unit_test(weights_are_right),     cmocka_unit_test(silu_is_right),
         cmocka_unit_test(rmsnorm_is_right),      cmocka_unit_test(rope_is_right),
         cmocka_unit_test(attention_is_right),    cmocka_unit_test(cross_entropy_is_right),
         cmocka_unit_test(vectors_are_right),     cmocka_unit_test(long_sums_are_right),

@@ -1,0 +1,143 @@
+/* Packing for products in fixed point, and their order of work. */
+#include "kernels/avx2/grad_panel.h"
+
+#include "base/memory.h"
+#include "kernels/avx2/tile.h"
+
+#include <string.h>
+
+static size_t blocks_of(size_t inputs) { return (inputs + PANEL_BLOCK - 1) / PANEL_BLOCK; }
+static size_t panel_size(size_t inputs) { return blocks_of(inputs) * GRAD_BLOCK_BYTES; }
+
+/* PANEL_BLOCK floats as pairs of int16, eight in each of q. Returns their scale. */
+static float quantise(const float *x, __m256i q[2])
+{
+    float largest = tile_max_abs(x);
+    bool tiny = largest < TILE_TINY;
+    __m256 inverse = _mm256_set1_ps(tiny ? 0 : GRAD_QUANT_MAX / largest);
+    __m256i v[4];
+    for (int i = 0; i < 4; i++) v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
+    /* packs works by halves of a vector, whose middle quarters then change places */
+    for (int i = 0; i < 2; i++)
+        q[i] = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[2 * i], v[2 * i + 1]), 0xD8);
+    return tiny ? 0 : largest / GRAD_QUANT_MAX;
+}
+
+/* --- weights --- */
+
+size_t grad_weight_bytes(enum dtype type, size_t outputs, size_t inputs)
+{
+    if (type != DTYPE_F32) return SIZE_MAX;
+    return size_mul(size_round_up(outputs, PANEL_OUTPUTS) / PANEL_OUTPUTS, panel_size(inputs));
+}
+
+static void panel_fill(const struct matrix *m, size_t first, uint8_t *dst)
+{
+    if (m->rows - first < PANEL_OUTPUTS) memset(dst, 0, panel_size(m->cols));
+    for (size_t k = 0; k < m->cols; k += PANEL_BLOCK, dst += GRAD_BLOCK_BYTES)
+        for (size_t o = 0; o < PANEL_OUTPUTS && first + o < m->rows; o++) {
+            float x[PANEL_BLOCK] = {0};
+            size_t n = m->cols - k < PANEL_BLOCK ? m->cols - k : PANEL_BLOCK;
+            memcpy(x, (const char *)m->data + ((first + o) * m->cols + k) * sizeof *x, n * sizeof *x);
+            __m256i q[2];
+            float scale = quantise(x, q);
+            int32_t pair[GRAD_PAIRS];
+            memcpy(pair, q, sizeof pair);
+            memcpy(dst + o * sizeof scale, &scale, sizeof scale);
+            uint8_t *line = dst + PANEL_OUTPUTS * sizeof scale + o * sizeof *pair;
+            for (size_t i = 0; i < GRAD_PAIRS; i++) memcpy(line + i * GRAD_LINE, &pair[i], sizeof *pair);
+        }
+}
+
+void grad_weight_pack(void *dst, const struct matrix *m, size_t begin, size_t end)
+{
+    for (size_t o = begin; o < end; o += PANEL_OUTPUTS)
+        panel_fill(m, o, (uint8_t *)dst + o / PANEL_OUTPUTS * panel_size(m->cols));
+}
+
+/* --- gradients --- */
+
+static size_t tile_size(size_t inputs) { return blocks_of(inputs) * sizeof(struct grad_tile_block); }
+
+size_t grad_act_bytes(int rows, size_t inputs)
+{
+    size_t tiles = (size_t)(rows + TILE_ROWS - 1) / TILE_ROWS;
+    return size_round_up(size_mul(tiles, tile_size(inputs)), MEMORY_ALIGN);
+}
+
+/* Block k of up to TILE_ROWS rows. */
+static void tile_block_pack(struct grad_tile_block *t, const float *x, size_t x_stride, size_t inputs,
+                            size_t k, int rows)
+{
+    __m256i low[TILE_ROWS] = {0}, high[TILE_ROWS] = {0};
+    for (int r = 0; r < TILE_ROWS; r++) {
+        t->scale[r] = 0;
+        if (r >= rows) continue;
+        const float *row = x + (size_t)r * x_stride + k;
+        float rest[PANEL_BLOCK] = {0};
+        if (inputs - k < PANEL_BLOCK) row = memcpy(rest, row, (inputs - k) * sizeof *rest);
+        __m256i q[2];
+        t->scale[r] = quantise(row, q);
+        low[r] = q[0];
+        high[r] = q[1];
+    }
+    tile_interleave(low, t->q);
+    tile_interleave(high, t->q + GRAD_PAIRS / 2);
+}
+
+void grad_act_pack(void *dst, const float *x, size_t x_stride, size_t inputs, int rows, int begin, int end)
+{
+    for (int r = begin; r < end; r += TILE_ROWS) {
+        struct grad_tile_block *t = (void *)((uint8_t *)dst + (size_t)(r / TILE_ROWS) * tile_size(inputs));
+        int left = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
+        for (size_t k = 0; k < inputs; k += PANEL_BLOCK, t++)
+            tile_block_pack(t, x + (size_t)r * x_stride, x_stride, inputs, k, left);
+    }
+}
+
+/* --- the product's order of work --- */
+
+/* Panels that hold `outputs` outputs times one tile, of which `rows` rows are wanted. */
+static void panels_times_tile(const struct grad_tile_fns *fns, int panels, const uint8_t *w,
+                              const struct grad_tile_block *t, size_t inputs, int rows, size_t outputs,
+                              float *y, size_t y_stride)
+{
+    size_t width = (size_t)panels * PANEL_OUTPUTS, blocks = blocks_of(inputs);
+    grad_tile_fn *fn = panels > 1 ? fns->several : fns->one;
+    if (rows == TILE_ROWS && outputs >= width) {
+        fn(w, panel_size(inputs), t, blocks, y, y_stride);
+        return;
+    }
+    float whole[TILE_ROWS][GRAD_PANELS_MAX * PANEL_OUTPUTS];
+    fn(w, panel_size(inputs), t, blocks, whole[0], GRAD_PANELS_MAX * PANEL_OUTPUTS);
+    for (int r = 0; r < rows; r++)
+        memcpy(y + (size_t)r * y_stride, whole[r], (outputs < width ? outputs : width) * sizeof *y);
+}
+
+/* Rows whose tiles stay in L2 while panels pass. */
+static int rows_at_once(size_t inputs)
+{
+    size_t tiles = (256u << 10) / tile_size(inputs);
+    return (int)(tiles ? tiles : 1) * TILE_ROWS;
+}
+
+void grad_multiply(const struct grad_tile_fns *fns, const void *w, const void *act, size_t inputs, int rows,
+                   size_t begin, size_t end, float *y, size_t y_stride)
+{
+    int group = rows_at_once(inputs);
+    for (int first = 0; first < rows; first += group) {
+        int last = rows - first < group ? rows : first + group;
+        size_t step = (size_t)fns->panels * PANEL_OUTPUTS;
+        for (size_t o = begin, width; o < end; o += width) {
+            int panels = end - o > step - PANEL_OUTPUTS ? fns->panels : 1;
+            width = (size_t)panels * PANEL_OUTPUTS;
+            const uint8_t *panel = (const uint8_t *)w + o / PANEL_OUTPUTS * panel_size(inputs);
+            for (int r = first; r < last; r += TILE_ROWS) {
+                const uint8_t *tile = (const uint8_t *)act + (size_t)(r / TILE_ROWS) * tile_size(inputs);
+                panels_times_tile(fns, panels, panel, (const void *)tile, inputs,
+                                  rows - r < TILE_ROWS ? rows - r : TILE_ROWS, end - o,
+                                  y + (size_t)r * y_stride + (o - begin), y_stride);
+            }
+        }
+    }
+}
