@@ -109,6 +109,7 @@ static void deliver(struct mail *mail)
         apply_done(q); /* its message is the sequence's own */
         return;
     }
+    j->admitted = true;
     if (m->kind == EVENT_TOKEN) apply_token(q, m);
     if (m->kind == EVENT_PROMPT) apply_prompt(q, m);
     if (j->x && j->request.stream) {

@@ -52,6 +52,7 @@ struct job {
     struct job *next, *previous; /* service->jobs */
     struct exchange *x;          /* NULL once answered or gone */
     bool working;                /* a worker has it */
+    bool admitted;               /* a sequence of it is in the batch, or was */
     struct completion_request request;
 
     struct lease *leases[COMPLETION_ADAPTERS_MAX];

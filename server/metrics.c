@@ -3,10 +3,13 @@
 #include "server/metrics.h"
 
 #include "server/handlers.h"
+#include "server/job.h"
 #include "server/training.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 /* vLLM's. */
 static const double latency_bounds[LATENCY_BUCKETS] = {
@@ -87,6 +90,37 @@ static void write_requests(struct strbuf *out, const struct metrics *m)
     histogram(out, "vllm:e2e_request_latency_seconds", "From a request's arrival to its end.", &m->whole);
 }
 
+/* Appends a name unless the list ("a,b") has it. What a request calls an adapter may be anything. */
+static void list_name(struct strbuf *list, const char *name)
+{
+    if (!name || !adapter_name_valid(name)) return;
+    size_t n = strlen(name);
+    for (const char *at = list->data; list->size && at; at = strchr(at, ',')) {
+        at += *at == ',';
+        if (strncmp(at, name, n) == 0 && (at[n] == ',' || !at[n])) return;
+    }
+    strbuf_printf(list, "%s%s", list->size ? "," : "", name);
+}
+
+/* Whose adapters are in the batch, and whose wait for it. As vLLM has it: lists in labels, and the time as the value,
+ * by which routers find the newest. */
+static void write_lora_requests(struct strbuf *out, const struct service *s)
+{
+    struct strbuf running = {0}, waiting = {0};
+    for (const struct job *j = s->jobs; j; j = j->next)
+        for (size_t i = 0; i < j->request.adapter_count; i++)
+            list_name(j->admitted ? &running : &waiting, j->request.adapters[i].name);
+    head(out, "vllm:lora_requests_info", "gauge", "Adapters of requests; the value is the time.");
+    strbuf_printf(out,
+                  "vllm:lora_requests_info{max_lora=\"%d\",running_lora_adapters=\"%s\","
+                  "waiting_lora_adapters=\"%s\"} %" PRId64 "\n",
+                  s->config->max_batch, running.size ? running.data : "", waiting.size ? waiting.data : "",
+                  (int64_t)time(NULL));
+    if (running.failed || waiting.failed) out->failed = true;
+    strbuf_release(&running);
+    strbuf_release(&waiting);
+}
+
 static void write_adapters(struct strbuf *out, const struct service *s)
 {
     struct registry_stats r;
@@ -123,6 +157,7 @@ void metrics_get(struct exchange *x)
     struct strbuf out = {0};
     write_engine(&out, s);
     write_requests(&out, &s->metrics);
+    write_lora_requests(&out, s);
     write_adapters(&out, s);
     if (s->training) write_training(&out, s);
     exchange_reply(x, 200, "text/plain; version=0.0.4", &out);

@@ -5,7 +5,7 @@ import json
 import re
 import tarfile
 
-from server import pack_multipart
+from server import eventually, pack_multipart
 
 FRESH = {"name": "fresh", "r": 4}
 
@@ -93,7 +93,7 @@ def test_metrics_count(server):
         assert reply.status == 200 and reply.headers["Content-Type"].startswith("text/plain")
         text = reply.body.decode()
         for line in text.splitlines():
-            assert re.fullmatch(r'# (HELP|TYPE) [a-z_:0-9]+ .+|[a-z_:0-9]+(\{[a-z_]+="[^"]*"\})? [-+.e0-9]+(inf)?', line,
+            assert re.fullmatch(r'# (HELP|TYPE) [a-z_:0-9]+ .+|[a-z_:0-9]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? [-+.e0-9]+(inf)?', line,
                                 re.I), line
         return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
                 for line in text.splitlines() if not line.startswith("#")}
@@ -107,6 +107,32 @@ def test_metrics_count(server):
     assert grown["vllm:time_to_first_token_seconds_count"] == 1
     assert grown['vllm:time_to_first_token_seconds_bucket{le="+Inf"}'] == 1
     assert after["medley_adapters"] == len(server.call("GET", "/v1/adapters").json()["data"])
+
+
+def test_metrics_name_the_adapters_of_requests(start):
+    """As vLLM's: whose requests run and whose wait, each adapter once."""
+    server = start("--max-batch", "2")
+    for name in ("busy", "late"):
+        assert create(server, name=name, r=2).status == 201
+
+    def lists():
+        text = server.call("GET", "/metrics").body.decode()
+        return re.search(r'^vllm:lora_requests_info\{max_lora="2",running_lora_adapters="([^"]*)",'
+                         r'waiting_lora_adapters="([^"]*)"\} \d+$', text, re.M).groups()
+
+    assert lists() == ("", "")
+    assert server.call("POST", "/v1/completions", {"prompt": "a", "model": 'no"\nsuch'}).status == 404
+    long = {"prompt": "abc", "max_tokens": 480, "ignore_eos": True}
+    running = [server.stream("/v1/completions", model="busy", **long) for _ in range(2)]
+    for stream in running:
+        next(stream)
+    connection = server.connect()
+    connection.request("POST", "/v1/completions", json.dumps({**long, "model": "late"}), {"Content-Type": "application/json"})
+    eventually(lambda: lists() == ("busy", "late"), "the lists are ('busy', 'late')")
+    for stream in running:
+        stream.close()
+    connection.close()
+    eventually(lambda: lists() == ("", ""), "the lists are empty")
 
 
 def test_serving_counts_who_is_chosen(server):
