@@ -17,7 +17,7 @@ run = @$(if $(V),,printf '%-4s %s\n' $(1) $@;) $(if $(V),set -x;)
 
 B := build$(if $(SAN),/san-$(SAN))$(if $(DEBUG),/debug)
 
-DEPENDENCIES := libmicrohttpd libuv libcjson sqlite3 libsodium libarchive libpcre2-8 libcurl
+DEPENDENCIES := libmicrohttpd libuv libcjson sqlite3 libsodium nettle libarchive libpcre2-8 libcurl
 CPPFLAGS := -I. -D_GNU_SOURCE -DMEDLEY_VERSION='"$(shell cat VERSION)"' $(if $(SAN),-DSANITIZED) $(shell pkg-config --cflags $(DEPENDENCIES) 2>/dev/null)
 CFLAGS := -std=c11 -g $(if $(DEBUG),-O0,-O3) -fno-math-errno -ffp-contract=off -pthread \
 	-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla \

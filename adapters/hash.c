@@ -1,15 +1,28 @@
 #include "adapters/hash.h"
 
+#include <nettle/sha2.h>
 #include <sodium.h>
 #include <string.h>
 
-enum status hash_bytes(const void *data, size_t size, char out[HASH_HEX_SIZE])
+void hash_bytes(const void *data, size_t size, char out[HASH_HEX_SIZE])
 {
-    unsigned char digest[32];
-    if (sodium_init() < 0) return ST_NOMEM;
-    crypto_generichash(digest, sizeof digest, data, size, NULL, 0);
+    unsigned char digest[SHA256_DIGEST_SIZE];
+    struct sha256_ctx state;
+    sha256_init(&state);
+    sha256_update(&state, size, data);
+    sha256_digest(&state, sizeof digest, digest);
     sodium_bin2hex(out, HASH_HEX_SIZE, digest, sizeof digest);
-    return ST_OK;
+}
+
+bool hash_matches(const void *data, size_t size, const char *hash)
+{
+    char actual[HASH_HEX_SIZE];
+    unsigned char digest[32];
+    hash_bytes(data, size, actual);
+    if (strcmp(actual, hash) == 0) return true;
+    crypto_generichash(digest, sizeof digest, data, size, NULL, 0);
+    sodium_bin2hex(actual, sizeof actual, digest, sizeof digest);
+    return strcmp(actual, hash) == 0;
 }
 
 static void hash_text(crypto_generichash_state *state, const char *text)

@@ -123,9 +123,9 @@ static enum status put_check(const struct put *p, bool *unchanged, struct error 
 static enum status put_identify(struct put *p, struct error *err)
 {
     struct version_record *v = &p->record;
-    enum status st = hash_bytes(p->files.config.data, p->files.config.size, v->config_blob);
-    if (!st) st = hash_bytes(p->files.tensors.data, p->files.tensors.size, v->tensors_blob);
-    if (!st) st = hash_version(v->config_blob, v->tensors_blob, v->hash);
+    hash_bytes(p->files.config.data, p->files.config.size, v->config_blob);
+    hash_bytes(p->files.tensors.data, p->files.tensors.size, v->tensors_blob);
+    enum status st = hash_version(v->config_blob, v->tensors_blob, v->hash);
     if (st) return error_set(err, st, "cannot hash the adapter");
     memcpy(v->version, v->hash, ADAPTER_VERSION_HEX);
     memcpy(v->base, p->registry->config.base_fingerprint, sizeof v->base);

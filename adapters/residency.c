@@ -210,13 +210,11 @@ done:
 
 static enum status blob_map(struct registry *r, const char *hash, struct file_map *out, struct error *err)
 {
-    char actual[HASH_HEX_SIZE];
     char *path = store_blob_path(r->store, hash);
     if (!path) return error_set(err, ST_NOMEM, "out of memory");
     struct error inner = {0};
     enum status st = file_map(path, out, &inner);
-    if (!st) st = hash_bytes(out->data, out->size, actual);
-    bool damaged = !st && strcmp(actual, hash) != 0;
+    bool damaged = !st && !hash_matches(out->data, out->size, hash);
     if (damaged || st == ST_NOT_FOUND)
         st = error_set(err, ST_IO, "the adapter's stored file %s is %s: upload it again", hash,
                        damaged ? "damaged" : "missing");

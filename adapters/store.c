@@ -337,11 +337,9 @@ static enum status blob_move(struct store *s, const char *from, const char *path
  * and what is read costs less than two syncs. */
 static bool blob_is(const char *path, const char *hash)
 {
-    char actual[HASH_HEX_SIZE];
     struct file_map map;
     if (file_map(path, &map, NULL)) return false;
-    bool same = map.size <= BLOB_COMPARE_MAX && hash_bytes(map.data, map.size, actual) == ST_OK &&
-                strcmp(actual, hash) == 0;
+    bool same = map.size <= BLOB_COMPARE_MAX && hash_matches(map.data, map.size, hash);
     file_unmap(&map);
     return same;
 }

@@ -1,8 +1,10 @@
 /* The registry after restarts: what lasts, what is collected, what is damaged. */
 #include "adapters/package.h"
+#include "base/file.h"
 #include "tests/support/check.h"
 #include "tests/support/shelf.h"
 
+#include <sodium.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -127,6 +129,40 @@ static void a_damaged_configuration_is_mended(void **state)
     }
 }
 
+/* Earlier releases named files by BLAKE2b. */
+static void files_named_by_the_earlier_hash_are_read(void **state)
+{
+    struct shelf *f = *state;
+    struct put_result one = shelf_put(f, "t", "a", 2, 1);
+    char path[600], earlier[65], shard[100], *sql = NULL;
+    find_tensors(f, path, sizeof path);
+    const char *name = strrchr(path, '/') + 1;
+    shelf_close(f);
+
+    struct file_map map;
+    unsigned char digest[32];
+    assert_int_equal(file_map(path, &map, NULL), ST_OK);
+    crypto_generichash(digest, sizeof digest, map.data, map.size, NULL, 0);
+    file_unmap(&map);
+    sodium_bin2hex(earlier, sizeof earlier, digest, sizeof digest);
+    snprintf(shard, sizeof shard, "blobs/%.2s", earlier);
+    (void)mkdir(path_in(f->folder.path, shard), 0700);
+    snprintf(shard, sizeof shard, "blobs/%.2s/%s", earlier, earlier);
+    assert_int_equal(rename(path, path_in(f->folder.path, shard)), 0);
+    assert_true(
+        asprintf(&sql, "UPDATE version SET tensors_blob = '%s' WHERE tensors_blob = '%s'", earlier, name) > 0);
+    sqlite3 *db = NULL;
+    assert_int_equal(sqlite3_open(path_in(f->folder.path, "medley.db"), &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_changes(db), 1);
+    sqlite3_close(db);
+    free(sql);
+
+    shelf_open(f);
+    lease_release(shelf_lease(f, "t", "a", one.version));
+    assert_int_equal(shelf_files(f, "blobs"), 2);
+}
+
 static void a_folder_is_opened_once(void **state)
 {
     struct shelf *f = *state;
@@ -211,6 +247,7 @@ int main(void)
         TEST(damaged_files_are_noticed),       TEST(a_damaged_configuration_is_mended),
         TEST(a_folder_is_opened_once),         TEST(a_later_schema_is_refused),
         TEST(an_earlier_schema_is_brought_up), TEST(numbers_are_not_given_out_again),
+        TEST(files_named_by_the_earlier_hash_are_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
