@@ -1,8 +1,12 @@
 """What the soaks share: cheap random adapters, streams that time their tokens, a server's memory."""
 
+import bisect
+import itertools
 import json
 import os
 import random
+import re
+import socket
 import struct
 import sys
 import tempfile
@@ -46,6 +50,10 @@ class AdapterPool:
         self.config = json.dumps({
             "peft_type": "MOELORA", "r": rank, "lora_alpha": rank, "num_experts": experts, "top_k": top_k,
             "gate": "topk", "temperature": 0.1, "target_modules": list(TARGETS)}).encode()
+        files = {"adapter_config.json": self.config, "adapter_model.safetensors": self.header}
+        self.form_type, frame = pack_multipart(files)
+        middle = frame.index(self.header) + len(self.header)
+        self.form_head, self.form_tail = frame[:middle], frame[middle:]
         rng = random.Random(rank)
         values = [rng.gauss(0, SPREAD) for _ in range(1 << 16)]
         # A prime number of values repeats, so no two windows and no two rows of one are alike.
@@ -63,10 +71,8 @@ class AdapterPool:
     def form(self, index):
         """(headers, body in pieces) of an upload, without a copy of the values: what the client spends here, the
         server beside it lacks."""
-        kind, frame = pack_multipart({"adapter_config.json": self.config, "adapter_model.safetensors": self.header})
-        middle = frame.index(self.header) + len(self.header)
-        pieces = [frame[:middle], self._window(index), frame[middle:]]
-        return {"Content-Type": kind, "Content-Length": str(sum(map(len, pieces)))}, pieces
+        pieces = [self.form_head, self._window(index), self.form_tail]
+        return {"Content-Type": self.form_type, "Content-Length": str(sum(map(len, pieces)))}, pieces
 
 
 class Answer:
@@ -79,6 +85,7 @@ class Answer:
         self.tokens = []
         self.asked = time.monotonic()
         self.times = []  # when each token came
+        self.pieces = []  # (when, bytes) as they came, until they are read
 
     @property
     def first_token_s(self):
@@ -95,32 +102,50 @@ def body(model, prompt, tokens):
             "ignore_eos": True, "return_token_ids": True, "stream": True}
 
 
-def ask(server, model, prompt, tokens):
-    """An Answer, with its error instead of an exception."""
-    answer = Answer(model, prompt)
+def stream(server, answer, tokens):
+    """Asks, and puts aside what comes with its time. Reading it can wait until nobody streams: what clients spend, the
+    server beside them lacks. HTTP/1.0, whose bodies come as they are."""
+    text = json.dumps(body(answer.model, answer.prompt, tokens)).encode()
+    head = f"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
     try:
-        connection, response = server.open("POST", "/v1/completions", body(model, prompt, tokens))
-        try:
-            if response.status != 200:
-                raise RuntimeError(f"status {response.status}: {response.read()[:200]!r}")
-            answer.version = response.headers["x-adapter-version"]
-            for line in response:
-                if not line.startswith(b"data: {"):
-                    continue
-                now = time.monotonic()
-                event = json.loads(line[6:])
-                if "error" in event:
-                    raise RuntimeError(event["error"]["message"])
-                ids = event["choices"][0].get("token_ids", []) if event["choices"] else []
-                answer.tokens += ids
-                answer.times += [now] * len(ids)
-        finally:
-            connection.close()
-        if len(answer.tokens) != tokens:
-            raise RuntimeError(f"{len(answer.tokens)} tokens instead of {tokens}")
-    except Exception as e:  # one failed request: counted, the soak goes on
+        with socket.create_connection(("127.0.0.1", server.port), timeout=120) as connection:
+            connection.sendall(head.encode() + text)
+            while piece := connection.recv(65536):
+                answer.pieces.append((time.monotonic(), piece))
+    except OSError as e:  # one failed request: counted, the soak goes on
         answer.error = f"{type(e).__name__}: {e}"
     return answer
+
+
+def read(answer, tokens):
+    """Fills in what an answer says."""
+    ends = list(itertools.accumulate(len(piece) for _, piece in answer.pieces))
+    text = b"".join(piece for _, piece in answer.pieces)
+    head, _, rest = text.partition(b"\r\n\r\n")
+    status, version = re.match(rb"HTTP/1\.[01] (\d+)", head), re.search(rb"\r\nx-adapter-version: (\S+)", head, re.I)
+    if answer.error:
+        return answer
+    if not status or status[1] != b"200" or not version:
+        answer.error = f"{head.splitlines()[:1]}: {rest[:200]!r}"
+        return answer
+    answer.version = version[1].decode()
+    for line in re.finditer(rb"^data: (\{.*\})\r?\n", text, re.M):
+        event = json.loads(line[1])
+        if "error" in event:
+            answer.error = event["error"]["message"]
+            return answer
+        ids = event["choices"][0].get("token_ids", []) if event["choices"] else []
+        answer.tokens += ids
+        answer.times += [answer.pieces[bisect.bisect_left(ends, line.end())][0]] * len(ids)
+    if len(answer.tokens) != tokens or not text.endswith(b"data: [DONE]\n\n"):
+        answer.error = f"{len(answer.tokens)} tokens instead of {tokens}, or no end"
+    answer.pieces = []
+    return answer
+
+
+def ask(server, model, prompt, tokens):
+    """An Answer, with its error instead of an exception."""
+    return read(stream(server, Answer(model, prompt), tokens), tokens)
 
 
 class Load:
@@ -128,15 +153,15 @@ class Load:
 
     def __init__(self, server, streams, tokens, choose):
         """choose(random.Random): the (model, prompt) of the next request."""
-        self.answers, self._lock, self._stop = [], threading.Lock(), threading.Event()
-        self.threads = [threading.Thread(target=self._run, args=(server, random.Random(i), tokens, choose), daemon=True)
+        self.answers, self._lock, self._stop, self._tokens = [], threading.Lock(), threading.Event(), tokens
+        self.threads = [threading.Thread(target=self._run, args=(server, random.Random(i), choose), daemon=True)
                         for i in range(streams)]
         for t in self.threads:
             t.start()
 
-    def _run(self, server, rng, tokens, choose):
+    def _run(self, server, rng, choose):
         while not self._stop.is_set():
-            answer = ask(server, *choose(rng), tokens)
+            answer = stream(server, Answer(*choose(rng)), self._tokens)
             with self._lock:
                 self.answers.append(answer)
 
@@ -149,7 +174,7 @@ class Load:
         self._stop.set()
         for t in self.threads:
             t.join()
-        return self.answers
+        return [read(answer, self._tokens) for answer in self.answers]
 
 
 class Memory:

@@ -11,6 +11,7 @@ usage: swap.py [--seconds N] [--streams N] [--adapters N] [--versions N] [--keep
 """
 
 import argparse
+import http.client
 import multiprocessing
 import os
 import sys
@@ -26,22 +27,36 @@ SLICES = 6  # by turns without swaps and with them
 PROMPTS_USED = PROMPTS[:2]
 
 
+def upload(connection, pool, name, index):
+    """The error, or None. The connection stays open for the next."""
+    headers, pieces = pool.form(index)
+    try:
+        connection.request("PUT", f"/v1/adapters/{name}", iter(pieces), headers)
+        response = connection.getresponse()
+        answer = response.read()
+        return None if response.status == 200 else f"upload: {response.status} {answer[:200]!r}"
+    except (OSError, http.client.HTTPException) as e:
+        connection.close()
+        return f"upload: {type(e).__name__}: {e}"
+
+
 def upload_for_ever(server, pool, options, seed, swapping, counts, failures):
     names = range(seed, options.adapters, UPLOADERS)
+    connection = server.connect()
     due, turn = time.monotonic(), 0
     while swapping["on"] is not None:
         if not swapping["on"]:
+            connection.close()  # the server ends idle ones; the next request opens it again
             time.sleep(0.01)
             due = time.monotonic()
             continue
         turn += 1
         for i in names:
-            headers, pieces = pool.form(i * options.versions + turn % options.versions)
-            reply = server.call("PUT", f"/v1/adapters/adapter-{i}", iter(pieces), headers)
-            if reply.status == 200:
-                counts.append(time.monotonic())
+            error = upload(connection, pool, f"adapter-{i}", i * options.versions + turn % options.versions)
+            if error:
+                failures.append(error)
             else:
-                failures.append(f"upload: {reply.status} {reply.body[:200]!r}")
+                counts.append(time.monotonic())
         due += 1 / options.rate
         time.sleep(max(0, due - time.monotonic()))
 
