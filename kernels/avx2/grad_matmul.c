@@ -1,6 +1,6 @@
 /* Products of fp32 matrices for training. B is packed, COLS columns and DEEP rows of it at a time, into
  * panels of 16 columns with zeros beyond its edge, and C is computed by tiles of a panel and up to six rows,
- * kept in twelve registers; where C has eight columns or fewer, of half a panel and up to twelve rows. A is
+ * kept in twelve registers; of a last panel of eight columns or fewer, of half a panel and up to twelve rows. A is
  * read where it stands: a tile's broadcasts go along its rows, or down its columns where it is transposed. */
 #include "kernels/avx2/avx2.h"
 
@@ -172,7 +172,29 @@ static void pack(const struct matmul_args *p, int first, int deep, int col, int 
                         cols - j < PANEL ? cols - j : PANEL, packed);
 }
 
-/* All rows of C in these columns, over this part of the depth. */
+/* Panels [begin, end) of C's columns from `col` on, of which `cols` there are, over this part of the depth. */
+static void multiply_panels(const struct matmul_args *p, struct tile t, int first, int col, int cols, int begin,
+                            int end, const float *packed)
+{
+    bool slim = cols - begin * PANEL <= PANEL / 2;
+    tile_fn *const *fns = slim ? slim_fns[p->a_transposed] : wide_fns[p->a_transposed];
+    int most = slim ? SLIM_ROWS : WIDE_ROWS;
+    /* Tiles as even as they can be: a low one does not fill the multipliers. */
+    for (int row = 0, tiles = (p->m + most - 1) / most, rows; tiles > 0; row += rows, tiles--) {
+        rows = (p->m - row + tiles - 1) / tiles;
+        t.a = p->a + (size_t)row * t.row_step + (size_t)first * t.step;
+        for (int panel = begin; panel < end; panel++) {
+            int j = panel * PANEL;
+            t.panel = packed + j * t.deep;
+            t.cols = cols - j < PANEL ? cols - j : PANEL;
+            t.c = p->c + (size_t)row * p->c_stride + (col + j);
+            fns[rows](&t);
+        }
+    }
+}
+
+/* All rows of C in these columns, over this part of the depth. A last panel of a few columns goes alone, by tiles of
+ * half its width. */
 static void multiply(const struct matmul_args *p, int first, int deep, int col, int cols, const float *packed)
 {
     struct tile t = {.row_step = p->a_transposed ? 1 : p->a_stride,
@@ -181,20 +203,9 @@ static void multiply(const struct matmul_args *p, int first, int deep, int col, 
                      .alpha = p->alpha,
                      .beta = first ? 1 : p->beta,
                      .c_stride = p->c_stride};
-    bool slim = cols <= PANEL / 2;
-    tile_fn *const *fns = slim ? slim_fns[p->a_transposed] : wide_fns[p->a_transposed];
-    int most = slim ? SLIM_ROWS : WIDE_ROWS;
-    /* Tiles as even as they can be: a low one does not fill the multipliers. */
-    for (int row = 0, tiles = (p->m + most - 1) / most, rows; tiles > 0; row += rows, tiles--) {
-        rows = (p->m - row + tiles - 1) / tiles;
-        t.a = p->a + (size_t)row * t.row_step + (size_t)first * t.step;
-        for (int j = 0; j < cols; j += PANEL) {
-            t.panel = packed + j * deep;
-            t.cols = cols - j < PANEL ? cols - j : PANEL;
-            t.c = p->c + (size_t)row * p->c_stride + (col + j);
-            fns[rows](&t);
-        }
-    }
+    int rest = cols % PANEL, wide = cols / PANEL + (rest > PANEL / 2);
+    if (wide) multiply_panels(p, t, first, col, cols, 0, wide, packed);
+    if (wide * PANEL < cols) multiply_panels(p, t, first, col, cols, wide, wide + 1, packed);
 }
 
 static void matmul(const struct matmul_args *p, float *scratch)

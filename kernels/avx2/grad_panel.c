@@ -10,7 +10,7 @@ static size_t blocks_of(size_t inputs) { return (inputs + PANEL_BLOCK - 1) / PAN
 static size_t panel_size(size_t inputs) { return blocks_of(inputs) * GRAD_BLOCK_BYTES; }
 
 /* PANEL_BLOCK floats as pairs of int16, eight in each of q. Returns their scale. */
-static float quantise(const float *x, __m256i q[2])
+INLINE float quantise(const float *x, __m256i q[2])
 {
     float largest = tile_max_abs(x);
     bool tiny = largest < TILE_TINY;

@@ -101,11 +101,19 @@ static void matmul_block(void *ctx, size_t block, int worker)
     job->d->kernels->matmul(&p, cpu_grad_worker(job->d, worker));
 }
 
+/* All blocks of about one size, and their number a multiple of 4, so that a few threads end together. */
+static int block_rows(int m)
+{
+    size_t blocks = cpu_chunks((size_t)m, CPU_MATMUL_ROWS);
+    if (blocks > 1) blocks = size_round_up(blocks, 4);
+    return (int)cpu_chunks((size_t)m, blocks);
+}
+
 void cpu_matmul(struct device *device, const struct matmul_args *a)
 {
     struct cpu_device *d = cpu_device_of(device);
     if (a->m <= 0 || a->n <= 0) return;
-    struct matmul_job job = {d, a, CPU_MATMUL_ROWS, CPU_MATMUL_COLS, 1};
+    struct matmul_job job = {d, a, block_rows(a->m), CPU_MATMUL_COLS, 1};
     if ((double)a->m * a->n * a->k < CPU_MATMUL_SERIAL) {
         job.rows = a->m;
         job.cols = a->n;
