@@ -12,7 +12,7 @@
 
 #include <stdatomic.h>
 
-/* Memory for activations that would otherwise be computed twice. */
+/* Memory of all learners together for activations that would otherwise be computed twice. The result is the same. */
 #define LEARNER_KEEP_BYTES ((size_t)1 << 30)
 
 struct learner {

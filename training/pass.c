@@ -79,20 +79,36 @@ static enum status activations_alloc(struct pass *p, size_t rows, struct activat
     return ST_OK;
 }
 
+/* Whether another layer's bytes are left of what all passes over the model may keep. */
+static bool keep_claim(struct pass *p, size_t keep_bytes)
+{
+    size_t before = atomic_fetch_add(&p->transposed->kept, p->kept_layer);
+    if (before <= keep_bytes && p->kept_layer <= keep_bytes - before) return true;
+    atomic_fetch_sub(&p->transposed->kept, p->kept_layer);
+    return false;
+}
+
 /* The last layers keep theirs, as many as fit keep_bytes: the backward pass begins with them. */
 static enum status kept_alloc(struct pass *p, size_t rows, size_t keep_bytes)
 {
     struct activations measured;
-    size_t layers = (size_t)(p->model->shape.layers - p->first_layer);
-    size_t most = keep_bytes / activations_deal(p, rows, NULL, &measured);
-    if (most > layers) most = layers;
-    p->kept = calloc(most + 1, sizeof *p->kept);
+    int layers = p->model->shape.layers - p->first_layer;
+    p->kept_layer = activations_deal(p, rows, NULL, &measured);
+    p->kept = calloc((size_t)layers + 1, sizeof *p->kept);
     if (!p->kept) return ST_NOMEM;
-    for (; (size_t)p->kept_count < most; p->kept_count++) {
-        enum status st = activations_alloc(p, rows, &p->kept[p->kept_count]);
+    while (p->kept_count < layers && keep_claim(p, keep_bytes)) {
+        enum status st = activations_alloc(p, rows, &p->kept[p->kept_count++]);
         if (st) return st;
     }
     return ST_OK;
+}
+
+static void kept_free(struct pass *p)
+{
+    for (int i = 0; i < p->kept_count; i++)
+        if (p->kept[i].block) p->ops->free(p->device, p->kept[i].block);
+    atomic_fetch_sub(&p->transposed->kept, (size_t)p->kept_count * p->kept_layer);
+    free(p->kept);
 }
 
 /* What sites need beyond their activations. */
@@ -115,11 +131,20 @@ static enum status sites_alloc(struct pass *p, size_t rows)
 static enum status streams_alloc(struct pass *p, size_t rows)
 {
     const struct model_shape *s = &p->model->shape;
-    const struct { float **buffer; size_t cols; } want[] = {
+    const struct {
+        float **buffer;
+        size_t cols;
+    } want[] = {
         {&p->inputs, size_mul((size_t)s->layers + 1, s->embed)},
-        {&p->attn_normed, s->embed}, {&p->ffn_normed, s->embed}, {&p->activated, s->ffn},
-        {&p->d_x, s->embed},         {&p->d_normed, s->embed},   {&p->d_q, p->q_cols},
-        {&p->d_k, p->kv_cols},       {&p->d_v, p->kv_cols},      {&p->d_attended, p->q_cols},
+        {&p->attn_normed, s->embed},
+        {&p->ffn_normed, s->embed},
+        {&p->activated, s->ffn},
+        {&p->d_x, s->embed},
+        {&p->d_normed, s->embed},
+        {&p->d_q, p->q_cols},
+        {&p->d_k, p->kv_cols},
+        {&p->d_v, p->kv_cols},
+        {&p->d_attended, p->q_cols},
         {&p->d_activated, s->ffn},
     };
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
@@ -159,9 +184,12 @@ static enum status device_reserve(struct pass *p, int seq_rows_max)
         int n = p->params->site[i].experts * p->params->site[i].rank;
         if (n > stacked) stacked = n;
     }
-    struct grad_limits limits = {.rows = p->rows_max, .cols = s->vocab > s->ffn ? s->vocab : s->ffn,
-                                 .seq_rows = seq_rows_max, .heads = s->heads,
-                                 .head_dim = (size_t)s->head_dim, .experts_rank = stacked};
+    struct grad_limits limits = {.rows = p->rows_max,
+                                 .cols = s->vocab > s->ffn ? s->vocab : s->ffn,
+                                 .seq_rows = seq_rows_max,
+                                 .heads = s->heads,
+                                 .head_dim = (size_t)s->head_dim,
+                                 .experts_rank = stacked};
     enum status st = engine_turn_begin(p->turn);
     if (st) return st;
     st = p->grad->reserve(p->device, &limits);
@@ -203,8 +231,8 @@ enum status pass_open(struct engine *e, struct transposed *t, struct params *par
     p->first_layer = first_layer(params);
     p->q_cols = (size_t)m->shape.heads * (size_t)m->shape.head_dim;
     p->kv_cols = (size_t)m->shape.kv_heads * (size_t)m->shape.head_dim;
-    p->cache = (struct kv_cache){.type = DTYPE_F32, .layers = 1, .kv_heads = m->shape.kv_heads,
-                                 .head_dim = m->shape.head_dim};
+    p->cache = (struct kv_cache){
+        .type = DTYPE_F32, .layers = 1, .kv_heads = m->shape.kv_heads, .head_dim = m->shape.head_dim};
     enum status st = pass_build(p, seq_rows_max, keep_bytes);
     if (st)
         pass_close(p);
@@ -217,17 +245,16 @@ void pass_close(struct pass *p)
 {
     if (!p) return;
     void *const device_memory[] = {
-        p->inputs, p->scratch.block, p->attn_normed, p->ffn_normed, p->activated,   p->d_x,
-        p->d_normed, p->d_q,         p->d_k,         p->d_v,        p->d_attended,  p->d_activated,
-        p->zg,       p->d_zg,        p->u,           p->logits,     p->logprob,     p->head_normed,
-        p->stats,    p->contrast,    p->cache.k,     p->cache.v};
+        p->inputs,   p->scratch.block, p->attn_normed, p->ffn_normed, p->activated,  p->d_x,
+        p->d_normed, p->d_q,           p->d_k,         p->d_v,        p->d_attended, p->d_activated,
+        p->zg,       p->d_zg,          p->u,           p->logits,     p->logprob,    p->head_normed,
+        p->stats,    p->contrast,      p->cache.k,     p->cache.v};
     for (size_t i = 0; i < sizeof device_memory / sizeof *device_memory; i++)
         if (device_memory[i]) p->ops->free(p->device, device_memory[i]);
-    for (int i = 0; i < p->kept_count; i++) p->ops->free(p->device, p->kept[i].block);
-    free(p->kept);
-    void *const host_memory[] = {p->pages,  p->seqs,         p->tiles,      p->first_tile,    p->position, p->keys,
-                                 p->sample, p->scored,       p->stats_host, p->contrast_host, p->routing,
-                                 p->logprob_host};
+    kept_free(p);
+    void *const host_memory[] = {p->pages,      p->seqs,          p->tiles,   p->first_tile,
+                                 p->position,   p->keys,          p->sample,  p->scored,
+                                 p->stats_host, p->contrast_host, p->routing, p->logprob_host};
     for (size_t i = 0; i < sizeof host_memory / sizeof *host_memory; i++) free(host_memory[i]);
     engine_turn_close(p->turn);
     free(p);
@@ -278,7 +305,8 @@ static enum status sequences_lay(struct pass *p)
             int tile_end = (tile + 1) * p->tile_rows;
             next = end < tile_end ? end : tile_end;
             p->tiles[pieces++] = (struct seq_rows){.first_row = row - tile * p->tile_rows,
-                                                   .row_count = next - row, .first_position = row - first,
+                                                   .row_count = next - row,
+                                                   .first_position = row - first,
                                                    .pages = p->pages + pages};
             if (next == tile_end) p->first_tile[++tile] = pieces;
         }

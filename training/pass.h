@@ -53,8 +53,9 @@ struct pass_result {
     struct pass_routing *routing; /* [params.routed_count], likewise */
 };
 
-/* rows_max, seq_rows_max: of any batch, and of any sequence in it. keep_bytes: for the insides of layers, beyond what a
- * pass cannot do without; all of a model's layers take about 4 * layers * rows_max * (2 ffn + 4 embed) bytes. ST_NOMEM. */
+/* rows_max, seq_rows_max: of any batch, and of any sequence in it. keep_bytes: for the insides of layers of all passes over
+ * these transposed weights together, beyond what a pass cannot do without; all of a model's layers take about
+ * 4 * layers * rows_max * (2 ffn + 4 embed) bytes. A pass takes what others have left. ST_NOMEM. */
 NODISCARD enum status pass_open(struct engine *e, struct transposed *t, struct params *p, int rows_max,
                                 int seq_rows_max, size_t keep_bytes, struct pass **out);
 void pass_close(struct pass *p);

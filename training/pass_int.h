@@ -32,7 +32,7 @@ struct pass {
     struct engine *engine;
     struct engine_turn *turn;
     const struct model *model;
-    const struct transposed *transposed;
+    struct transposed *transposed;
     struct params *params;
     struct device *device;
     const struct device_ops *ops;
@@ -52,6 +52,7 @@ struct pass {
     struct activations scratch;           /* of layers that keep none */
     struct activations *kept;             /* [kept_count], of the last layers; host memory */
     int kept_count;
+    size_t kept_layer;                    /* bytes of one of them */
     const struct activations *act;        /* of the layer at hand */
     float *attn_normed, *ffn_normed;      /* (T, embed), of the layer at hand */
     float *activated;                     /* (T, ffn), likewise */

@@ -5,6 +5,8 @@
 #include "engine/model.h"
 #include "training/pass.h"
 
+#include <stdatomic.h>
+
 struct transposed_weight {
     struct weight *weight; /* (d_in, d_out) */
     void *data;            /* owned; NULL where the device keeps its own copy */
@@ -17,6 +19,7 @@ struct transposed {
     struct transposed_weight *head;  /* [block_count]: (embed, block_rows), the last may be narrower */
     size_t block_count, block_rows;
     size_t bytes;
+    atomic_size_t kept; /* bytes of insides of layers that passes keep */
 };
 
 #endif

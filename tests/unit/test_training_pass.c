@@ -17,15 +17,21 @@ static int group_setup(void **state)
     return 0;
 }
 
+static struct pass *pass_of(const struct train_rig *r, size_t keep_bytes)
+{
+    struct pass *p;
+    assert_int_equal(pass_open(r->rig.engine, r->transposed, r->params, TRAIN_ROWS_MAX, TRAIN_ROWS_MAX, keep_bytes,
+                               &p),
+                     ST_OK);
+    return p;
+}
+
 /* One backward pass with so much memory for layers' insides; malloc'd gradients. */
 static float *gradients(const struct train_case *c, struct train_rig *r, size_t keep_bytes)
 {
-    struct pass *pass;
+    struct pass *pass = pass_of(r, keep_bytes);
     struct pass_result got;
     struct pass_batch batch = pass_batch_of(&c->batch[0]);
-    assert_int_equal(pass_open(r->rig.engine, r->transposed, r->params, TRAIN_ROWS_MAX, TRAIN_ROWS_MAX, keep_bytes,
-                               &pass),
-                     ST_OK);
     assert_int_equal(pass_backward(pass, &batch, &c->loss, NULL, &got), ST_OK);
     pass_close(pass);
     float *grad = train_rig_read(r, r->params->grad);
@@ -43,7 +49,8 @@ static void test_memory_and_threads(void **state)
         struct train_rig three = train_rig_open(&cases[i], CPU_LEVEL_BEST, 3);
         size_t bytes = one.params->count * sizeof(float);
         float *first = gradients(&cases[i], &one, 0);
-        static const size_t keep[] = {0, TRAIN_KEEP_BYTES, (size_t)1 << 30};
+        /* The rig's own pass has taken TRAIN_KEEP_BYTES or less. */
+        static const size_t keep[] = {0, 2 * TRAIN_KEEP_BYTES, (size_t)1 << 30};
         for (size_t k = 0; k < sizeof keep / sizeof *keep; k++) {
             float *again = gradients(&cases[i], &one, keep[k]), *threads = gradients(&cases[i], &three, keep[k]);
             assert_memory_equal(first, again, bytes);
@@ -55,6 +62,24 @@ static void test_memory_and_threads(void **state)
         train_rig_close(&three);
         train_rig_close(&one);
     }
+}
+
+/* Passes share what may be kept: the first takes it, and leaves it to the next when it closes. */
+static void test_shared_memory(void **state)
+{
+    (void)state;
+    struct train_rig r = train_rig_open(&cases[0], CPU_LEVEL_BEST, 1);
+    pass_close(r.pass);
+    struct pass *none = pass_of(&r, 0), *first = pass_of(&r, TRAIN_KEEP_BYTES), *second = pass_of(&r, TRAIN_KEEP_BYTES);
+    size_t least = pass_bytes(none), most = pass_bytes(first);
+    assert_true(most > least && most - least <= TRAIN_KEEP_BYTES);
+    assert_true(pass_bytes(second) < most && most - least + (pass_bytes(second) - least) <= TRAIN_KEEP_BYTES);
+    pass_close(second);
+    pass_close(first);
+    r.pass = pass_of(&r, TRAIN_KEEP_BYTES);
+    assert_int_equal(pass_bytes(r.pass), most);
+    pass_close(none);
+    train_rig_close(&r);
 }
 
 /* --- beside serving --- */
@@ -120,6 +145,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory_and_threads),
+        cmocka_unit_test(test_shared_memory),
         cmocka_unit_test(test_beside_serving),
         cmocka_unit_test(test_cancelled),
     };
