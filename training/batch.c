@@ -164,24 +164,20 @@ enum status train_batch_reserve(struct train_batch *b, int rows, int sequences)
     return ST_OK;
 }
 
-/* Row r predicts token r + 1 of its sequence, so what the data says of a token stands one row before it. */
+/* Row r predicts token r + 1 of its sequence, so what the data says of a token stands one row before it; the last token
+ * predicts nothing and has no row. */
 static void fill_sequence(struct train_batch *b, const struct dataset *d, const struct dataset_sequence *s,
                           int row)
 {
-    int last = row + s->count - 1;
-    memcpy(b->token + row, d->token + s->first, (size_t)s->count * sizeof *b->token);
-    dataset_weights(d, s, b->weight + row);
-    memset(b->old + row, 0, (size_t)s->count * sizeof *b->old);
-    if (d->old_count) memcpy(b->old + row, d->old + s->first_old, (size_t)s->count * sizeof *b->old);
-    for (int r = row; r < last; r++) {
-        b->target[r] = b->token[r + 1];
-        b->weight[r] = b->weight[r + 1];
-        b->old[r] = b->old[r + 1];
-        b->weight_sum += b->weight[r];
-    }
-    b->target[last] = -1;
-    b->weight[last] = 0;
-    b->old[last] = (struct old_token){0};
+    size_t rows = (size_t)s->count - 1;
+    const int32_t *token = d->token + s->first;
+    memcpy(b->token + row, token, rows * sizeof *token);
+    memcpy(b->target + row, token + 1, rows * sizeof *token);
+    memset(b->old + row, 0, rows * sizeof *b->old);
+    if (d->old_count) memcpy(b->old + row, d->old + s->first_old + 1, rows * sizeof *b->old);
+    dataset_weights(d, s, b->weight + row); /* one more than rows */
+    memmove(b->weight + row, b->weight + row + 1, rows * sizeof *b->weight);
+    for (size_t r = 0; r < rows; r++) b->weight_sum += b->weight[(size_t)row + r];
 }
 
 enum status train_batch_fill(struct train_batch *b, const struct dataset *d, const uint32_t *examples,
@@ -192,7 +188,8 @@ enum status train_batch_fill(struct train_batch *b, const struct dataset *d, con
     enum status st = train_batch_reserve(b, rows, seqs);
     if (st) return st;
     b->weight_sum = 0;
-    b->pass.rows = rows;
+    b->tokens = rows;
+    b->pass.rows = rows - seqs;
     b->pass.seq_count = seqs;
     int row = 0;
     for (int i = 0; i < seqs; i++) {
@@ -200,7 +197,7 @@ enum status train_batch_fill(struct train_batch *b, const struct dataset *d, con
         const struct dataset_sequence *s = &d->sequence[e->first_sequence + (size_t)(i % each)];
         b->first_row[i] = row;
         fill_sequence(b, d, s, row);
-        row += s->count;
+        row += s->count - 1;
     }
     b->first_row[seqs] = row;
     return ST_OK;

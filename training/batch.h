@@ -45,6 +45,7 @@ struct train_batch {
     float *logprob;        /* [rows], for whoever runs passes */
     struct old_token *old; /* [rows] of the token after each; 0 where the data has none */
     double weight_sum;
+    int tokens; /* of the examples: as many as rows, and one more for each sequence */
 };
 
 /* Room for rows and sequences. ST_NOMEM. */

@@ -110,7 +110,7 @@ enum status objective_run(struct learner *l, const struct train_settings *s, con
                                    .pairs = (int)s->contrast_pairs,
                                    .seed = seed};
     struct objective_result result = {
-        .margin = NAN, .accuracy = NAN, .clipped = NAN, .weight = b->weight_sum, .tokens = b->pass.rows};
+        .margin = NAN, .accuracy = NAN, .clipped = NAN, .weight = b->weight_sum, .tokens = b->tokens, .rows = b->pass.rows};
     struct objective o = {l, s, reference, divisor, &result};
     struct pass_result pass;
     enum status st = weigh(&o, cancel);
@@ -153,7 +153,7 @@ static enum status evaluate_batch(struct learner *l, const struct train_settings
     struct objective o = {l, &whole, reference, 1, &result};
     whole.reduction = REDUCTION_SUM;
     *divisor += objective_divisor(&l->batch, s);
-    out->tokens += l->batch.pass.rows;
+    out->tokens += l->batch.tokens;
     enum status st = weigh(&o, cancel);
     if (!st && s->loss == LOSS_CROSS_ENTROPY) {
         struct pass_result pass;

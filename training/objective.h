@@ -19,7 +19,8 @@ struct objective_result {
         accuracy;   /* dpo: mean of beta * (chosen - rejected), share of pairs above 0. NAN otherwise */
     double clipped; /* ppo: share of tokens whose ratio is clipped. NAN otherwise */
     double weight;  /* sum over tokens */
-    int64_t tokens; /* rows */
+    int64_t tokens; /* of the examples */
+    int64_t rows;   /* of the pass: those that routing counts */
     /* Until the next pass. logprob [rows]: before the update, of tokens that weigh anything in the data. */
     const float *logprob;
     const struct pass_routing *routing;

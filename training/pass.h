@@ -28,7 +28,7 @@ struct pass_batch {
     int rows, seq_count;
     const int *first_row;  /* [seq_count + 1] */
     const int32_t *token;  /* [rows] */
-    const int32_t *target; /* [rows]: the next token; -1 at a sequence's last row */
+    const int32_t *target; /* [rows]: the next token; -1: none, and no weight */
     const float *weight;   /* [rows] of -log p(target) in L_ce, any sign; 0: no logits are made */
 };
 

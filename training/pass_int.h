@@ -5,7 +5,7 @@
 #include "training/transposed.h"
 
 /* Rows whose logits exist at a time: an op on them takes some milliseconds, which serving may have to wait for. */
-#define HEAD_ROWS 16
+#define HEAD_ROWS 32
 
 /* A routed or plain site between its forward and its backward. */
 struct site_state {

@@ -68,7 +68,7 @@ void routing_log_add(struct routing_log *l, int64_t step, const struct objective
     struct routing_step *s = &l->ring[l->count++ % TRAIN_ROUTING_STEPS];
     float *at = s->sums;
     s->step = step;
-    s->rows = r->tokens;
+    s->rows = r->rows;
     s->balance = r->balance;
     s->contrast = r->contrast;
     s->similarity = r->similarity;

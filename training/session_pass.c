@@ -89,7 +89,7 @@ static enum status keep_logprobs(struct work *w, size_t first_sequence, const fl
     const struct train_batch *b = &w->session->learner->batch;
     for (int i = 0; i < b->pass.seq_count; i++) {
         struct session_tokens *t = &w->call->result.sequences[first_sequence + (size_t)i];
-        size_t n = (size_t)(b->first_row[i + 1] - b->first_row[i]) - 1;
+        size_t n = (size_t)(b->first_row[i + 1] - b->first_row[i]);
         t->logprob = malloc(n * sizeof *t->logprob);
         if (!t->logprob) return ST_NOMEM;
         memcpy(t->logprob, logprob + b->first_row[i], n * sizeof *t->logprob);
@@ -100,10 +100,10 @@ static enum status keep_logprobs(struct work *w, size_t first_sequence, const fl
 }
 
 /* Adds a batch's results to the call's. */
-static void add_result(struct work *w, const struct objective_result *r, int64_t rows)
+static void add_result(struct work *w, const struct objective_result *r)
 {
     struct session_result *out = &w->call->result;
-    double share = 1.0 / w->batches, of_rows = (double)rows / (double)w->data->token_count;
+    double share = 1.0 / w->batches, of_tokens = (double)r->tokens / (double)w->data->token_count;
     out->loss += r->loss;
     out->objective += r->objective;
     out->balance += share * r->balance;
@@ -111,8 +111,8 @@ static void add_result(struct work *w, const struct objective_result *r, int64_t
     out->similarity += share * r->similarity;
     out->margin += r->margin;
     out->accuracy += r->accuracy;
-    out->clipped += of_rows * r->clipped;
-    out->tokens += rows;
+    out->clipped += of_tokens * r->clipped;
+    out->tokens += r->tokens;
 }
 
 static enum status run_batch(struct work *w, size_t at, size_t n)
@@ -132,7 +132,7 @@ static enum status run_batch(struct work *w, size_t at, size_t n)
                            &c->cancelled, &r);
     if (!st) st = keep_logprobs(w, at * (size_t)each, r.logprob);
     if (st) return st;
-    add_result(w, &r, l->batch.pass.rows);
+    add_result(w, &r);
     if (c->action == SESSION_FORWARD_BACKWARD)
         jobs_routing_add(w->jobs, w->session->routing, l->optim_steps + 1, &r);
     return ST_OK;

@@ -82,27 +82,27 @@ static void learner_start(struct bench *b, int experts, int rank, int top_k)
     adapter_bundle_free(bundle);
 }
 
-/* The tokens of train_peer.py. */
+/* The tokens of train_peer.py, in rows as train_batch_fill makes them: none for a last token. */
 static void batch_make(struct bench *b, int sequences, int length, int scored)
 {
-    int rows = sequences * length;
+    int each = length - 1, rows = sequences * each;
     int *first = array((size_t)sequences + 1, sizeof *first);
     int32_t *token = array((size_t)rows, sizeof *token), *target = array((size_t)rows, sizeof *target);
     float *weight = array((size_t)rows, sizeof *weight);
     for (int r = 0; r < rows; r++) {
-        int s = r / length, t = r % length;
+        int s = r / each, t = r % each;
         token[r] = 1000 + (s * 131 + t * 37) % 20000;
-        target[r] = t + 1 < length ? 1000 + (s * 131 + (t + 1) * 37) % 20000 : -1;
-        weight[r] = t + 1 < length && t + 1 >= length - scored ? 1.0f / (float)(sequences * scored) : 0;
+        target[r] = 1000 + (s * 131 + (t + 1) * 37) % 20000;
+        weight[r] = t + 1 >= length - scored ? 1.0f / (float)(sequences * scored) : 0;
     }
-    for (int s = 0; s <= sequences; s++) first[s] = s * length;
+    for (int s = 0; s <= sequences; s++) first[s] = s * each;
     b->batch = (struct pass_batch){.rows = rows,
                                    .seq_count = sequences,
                                    .first_row = first,
                                    .token = token,
                                    .target = target,
                                    .weight = weight};
-    must(learner_reserve(b->learner, rows, length), NULL);
+    must(learner_reserve(b->learner, rows, each), NULL);
 }
 
 static void step(struct bench *b)

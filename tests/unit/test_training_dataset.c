@@ -592,18 +592,18 @@ static void rows_predict_the_next_token(void **state)
                       "{\"tokens\": [8, 9], \"logprobs\": [0, -3], \"advantages\": [0, 5]}");
     struct train_batch b = {0};
     static const uint32_t both[] = {1, 0};
-    static const int32_t token[] = {8, 9, 5, 6, 7}, target[] = {9, -1, 6, 7, -1};
-    static const float weight[] = {1, 0, 0, 2, 0};
+    static const int32_t token[] = {8, 5, 6}, target[] = {9, 6, 7};
+    static const float weight[] = {1, 0, 2};
     assert_int_equal(train_batch_fill(&b, d, both, 2), ST_OK);
-    assert_int_equal(b.pass.rows, 5);
+    assert_int_equal(b.pass.rows, 3);
+    assert_int_equal(b.tokens, 5);
     assert_int_equal(b.pass.seq_count, 2);
-    assert_true(b.first_row[0] == 0 && b.first_row[1] == 2 && b.first_row[2] == 5);
+    assert_true(b.first_row[0] == 0 && b.first_row[1] == 1 && b.first_row[2] == 3);
     assert_memory_equal(b.pass.token, token, sizeof token);
     assert_memory_equal(b.pass.target, target, sizeof target);
     assert_memory_equal(b.pass.weight, weight, sizeof weight);
     assert_true(b.weight_sum == 3);
-    assert_true(b.old[0].advantage == 5 && b.old[1].advantage == 0 && b.old[2].logprob == -1 &&
-                b.old[3].advantage == 4);
+    assert_true(b.old[0].advantage == 5 && b.old[1].logprob == -1 && b.old[2].advantage == 4);
     train_batch_release(&b);
     dataset_free(d);
 }
