@@ -393,6 +393,7 @@ static struct requests requests_take(struct engine *e)
 static void *engine_main(void *arg)
 {
     struct engine *e = arg;
+    e->config.device->ops->attach(e->config.device);
     for (;;) {
         struct requests r = requests_take(e);
         for (struct sequence *next, *q = r.incoming; q; q = next) {

@@ -169,9 +169,11 @@ static void block_fill(struct pack *p)
     }
 }
 
+/* Pages of a file lie on the node of whoever read them first, in any process: with several nodes, weights are packed at
+ * every start by the threads that will read them. */
 static enum status data_get(struct pack *p, struct error *err)
 {
-    bool keep = p->spec.bytes >= PACK_FILE_BYTES_MIN;
+    bool keep = p->spec.bytes >= PACK_FILE_BYTES_MIN && p->config.device->memory_nodes == 1;
     for (int i = 0; keep && i < PACK_PATHS && p->config.path[i]; i++) {
         if (!file_use(p, p->config.path[i])) continue;
         progress(p, 1, 1);

@@ -152,6 +152,9 @@ struct device;
 
 struct device_ops {
     void (*close)(struct device *d);
+    /* The calling thread is the one that will call ops most: where the device pins its threads, it is pinned too, and
+     * so are threads that it starts. */
+    void (*attach)(struct device *d);
 
     /* Zeroed, 64-byte aligned. NULL when there is no room. */
     void *(*alloc)(struct device *d, size_t bytes);
@@ -205,16 +208,20 @@ struct device {
     const struct grad_ops *grad; /* kernels/grad.h; NULL where the backend cannot train */
     const char *name; /* "cpu avx2", for logs and metrics */
     int host_threads; /* of host_run, at least 1 */
+    /* At least 1. Where there are more, weights are read fastest from memory that weight_fill was the first to write. */
+    int memory_nodes;
 };
 
 /* The CPU backend. level forces a lower instruction set than the machine has; asking for one it
- * has not is ST_UNSUPPORTED. threads 0: one per physical core this process may use.
+ * has not is ST_UNSUPPORTED. threads 0: one per physical core this process may use; as many are pinned, each
+ * to one, unless no_pin.
  * The calling thread of each op is worker 0; the others spin for a moment, then park. */
 enum cpu_level { CPU_REFERENCE, CPU_AVX2, CPU_AVXVNNI, CPU_AVX512, CPU_LEVEL_COUNT };
 #define CPU_LEVEL_BEST CPU_LEVEL_COUNT
 struct cpu_device_config {
     enum cpu_level level;
     int threads;
+    bool no_pin;
 };
 NODISCARD enum status cpu_device_open(const struct cpu_device_config *config, struct device **out,
                                       struct error *err);

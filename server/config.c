@@ -32,6 +32,8 @@ static const struct option options[] = {
     {"model-name", "NAME", "the base model's name in requests (the file's name without .gguf)", OPTION_STRING,
      AT(model_name), .commands = SERVE},
     {"threads", "N", "compute threads; 0: one per core", OPTION_INT, AT(threads), 0, 1024, ENGINE},
+    {"no-pin", NULL, "let threads change cores also where they are as many as the cores", OPTION_FLAG, AT(no_pin),
+     .commands = ENGINE},
     {"cpu-level", "LEVEL", "instruction set; default: the machine's best", OPTION_STRING, AT(cpu_level),
      .commands = ENGINE, .choices = "reference|avx2|avxvnni|avx512"},
     {"max-batch", "N", "sequences decoded together (64)", OPTION_INT, AT(max_batch), 1, 4096, SERVE},
@@ -272,7 +274,7 @@ void config_release(struct config *c)
 
 enum status config_open_device(const struct config *c, struct device **out, struct error *err)
 {
-    struct cpu_device_config d = {.level = CPU_LEVEL_BEST, .threads = c->threads};
+    struct cpu_device_config d = {.level = CPU_LEVEL_BEST, .threads = c->threads, .no_pin = c->no_pin};
     if (c->cpu_level && cpu_level_parse(c->cpu_level, &d.level))
         return error_set(err, ST_INVALID, "--cpu-level: unknown level '%s'", c->cpu_level);
     return cpu_device_open(&d, out, err);

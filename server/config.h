@@ -24,6 +24,7 @@ struct config {
     int threads, max_batch, max_queue, prefill_chunk, context, lr_width;
     size_t kv_bytes;
     bool no_prefix_cache;
+    bool no_pin;
     /* server */
     const char *file, *data, *listen, *model_name, *log_level;
     const char *adapter_root; /* NULL: clients name no paths of this machine */

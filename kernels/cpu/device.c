@@ -2,6 +2,7 @@
 #include "kernels/cpu/device_int.h"
 
 #include "base/memory.h"
+#include "kernels/cpu/cores.h"
 #include "kernels/cpu/grad_int.h"
 #include "kernels/cpu/lowrank.h"
 
@@ -32,6 +33,8 @@ static void device_close(struct device *device)
     memory_free(d->grad);
     memory_free(d);
 }
+
+static void device_attach(struct device *d) { pool_attach(cpu_device_of(d)->pool); }
 
 static void *device_alloc(struct device *d, size_t bytes)
 {
@@ -123,6 +126,7 @@ static void device_host_run(struct device *device, size_t count, pool_fn fn, voi
 
 static const struct device_ops cpu_ops = {
     .close = device_close,
+    .attach = device_attach,
     .alloc = device_alloc,
     .free = device_free,
     .write = device_write,
@@ -165,13 +169,14 @@ enum status cpu_device_open(const struct cpu_device_config *config, struct devic
     d->kernels = &d->table[level];
     pthread_mutex_init(&d->pool_lock, NULL);
 
-    int threads = config->threads > 0 ? config->threads : pool_cores();
-    enum status st = pool_open(threads, &d->pool);
+    int threads = config->threads > 0 ? config->threads : cores_count();
+    enum status st = pool_open(threads, !config->no_pin, &d->pool);
     if (st) {
         device_close(&d->base);
         return error_set(err, st, "cannot start %d compute threads", threads);
     }
     d->base.host_threads = threads;
+    d->base.memory_nodes = cores_nodes();
     *out = &d->base;
     return ST_OK;
 }
