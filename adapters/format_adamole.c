@@ -10,7 +10,6 @@
 static const char *const known_keys[] = {
     "lora_rank", "num_experts", "max_threshold", "threshold", "top_k", "init_lora_weights", NULL,
 };
-static const struct config_refusal refused_keys[] = {{NULL, NULL}};
 static const struct part_name names[] = {
     {.pattern = "@.lora_A.%.weight", .kind = PART_A},
     {.pattern = "@.lora_B.%.weight", .kind = PART_B},
@@ -22,25 +21,18 @@ static const struct part_name names[] = {
     {.pattern = NULL},
 };
 
-static enum status adamole_rules(const cJSON *config, struct format_rules *rules,
-                                 struct lora_config *mlp_config, struct error *err)
+static enum status adamole_rules(const cJSON *config, struct site_rules *r, struct error *err)
 {
-    (void)mlp_config;
-    struct site_rules *r = &rules->attention;
     r->rule = GATE_ADA_THRESHOLD;
     enum status st = rules_experts(config, "num_experts", r, err);
     /* Left out, it is one over the number of experts. */
     if (!st && json_get(config, "max_threshold"))
         st = rules_number(config, "max_threshold", 1e-6, 1, &r->threshold, err);
-    rules->mlp = *r;
     return st;
 }
 
-static enum status mole_rules(const cJSON *config, struct format_rules *rules, struct lora_config *mlp_config,
-                              struct error *err)
+static enum status mole_rules(const cJSON *config, struct site_rules *r, struct error *err)
 {
-    (void)mlp_config;
-    struct site_rules *r = &rules->attention;
     bool top_k = json_get(config, "top_k"), threshold = json_get(config, "threshold");
     enum status st = rules_experts(config, "num_experts", r, err);
     if (!st && top_k == threshold)
@@ -49,7 +41,6 @@ static enum status mole_rules(const cJSON *config, struct format_rules *rules, s
     if (!st)
         st =
             top_k ? rules_top_k(config, r, err) : rules_number(config, "threshold", 0, 1, &r->threshold, err);
-    rules->mlp = *r;
     return st;
 }
 
@@ -57,18 +48,16 @@ const struct adapter_format format_adamole = {
     .name = "adamole",
     .peft_type = "ADAMOLE",
     .known_keys = known_keys,
-    .refused_keys = refused_keys,
     .rank_key = "lora_rank",
     .names = names,
-    .rules_read = adamole_rules,
+    .site_rules_read = adamole_rules,
 };
 
 const struct adapter_format format_mole = {
     .name = "mole",
     .peft_type = "MOLE",
     .known_keys = known_keys,
-    .refused_keys = refused_keys,
     .rank_key = "lora_rank",
     .names = names,
-    .rules_read = mole_rules,
+    .site_rules_read = mole_rules,
 };

@@ -9,10 +9,6 @@
 #include "adapters/reader_int.h"
 
 static const char *const known_keys[] = {"r", "expert_num", "task_embedding_dim", "init_lora_weights", NULL};
-static const struct config_refusal refused_keys[] = {
-    {"modules_to_save", "'modules_to_save' replaces weights of the base model, which is not supported"},
-    {NULL, NULL},
-};
 static const struct part_name names[] = {
     {.pattern = "@.lora_A.loraA.%.mlp.weight", .kind = PART_A},
     {.pattern = "@.lora_B.loraB.%.mlp.weight", .kind = PART_B},
@@ -22,14 +18,11 @@ static const struct part_name names[] = {
     {.pattern = NULL},
 };
 
-static enum status coin_rules(const cJSON *config, struct format_rules *rules, struct lora_config *mlp_config,
-                              struct error *err)
+static enum status coin_rules(const cJSON *config, struct site_rules *r, struct error *err)
 {
-    (void)mlp_config;
-    rules->attention.rule = GATE_DENSE;
-    rules->attention.rank_total = true;
-    enum status st = rules_experts(config, "expert_num", &rules->attention, err);
-    rules->mlp = rules->attention;
+    r->rule = GATE_DENSE;
+    r->rank_total = true;
+    enum status st = rules_experts(config, "expert_num", r, err);
     return st;
 }
 
@@ -37,8 +30,7 @@ const struct adapter_format format_coin = {
     .name = "coin",
     .peft_type = "MOE_LORA_CoIN",
     .known_keys = known_keys,
-    .refused_keys = refused_keys,
     .rank_key = "r",
     .names = names,
-    .rules_read = coin_rules,
+    .site_rules_read = coin_rules,
 };

@@ -8,7 +8,6 @@
 static const char *const known_keys[] = {"r", "lora_nums", "merge_weights", NULL};
 static const struct config_refusal refused_keys[] = {
     {"enable_lora", "'enable_lora' (parts of a merged projection) is not supported"},
-    {"modules_to_save", "'modules_to_save' replaces weights of the base model, which is not supported"},
     {NULL, NULL},
 };
 static const struct part_name names[] = {
@@ -20,14 +19,11 @@ static const struct part_name names[] = {
 
 static bool hydralora_recognise(const cJSON *config) { return config_on(json_get(config, "lora_nums")); }
 
-static enum status hydralora_rules(const cJSON *config, struct format_rules *rules,
-                                   struct lora_config *mlp_config, struct error *err)
+static enum status hydralora_rules(const cJSON *config, struct site_rules *r, struct error *err)
 {
-    (void)mlp_config;
-    rules->attention.rule = GATE_DENSE;
-    rules->attention.shared_a = true;
-    enum status st = rules_experts(config, "lora_nums", &rules->attention, err);
-    rules->mlp = rules->attention;
+    r->rule = GATE_DENSE;
+    r->shared_a = true;
+    enum status st = rules_experts(config, "lora_nums", r, err);
     return st;
 }
 
@@ -39,5 +35,5 @@ const struct adapter_format format_hydralora = {
     .refused_keys = refused_keys,
     .rank_key = "r",
     .names = names,
-    .rules_read = hydralora_rules,
+    .site_rules_read = hydralora_rules,
 };

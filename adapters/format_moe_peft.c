@@ -64,15 +64,12 @@ static const struct part_name names[] = {
     {.pattern = NULL},
 };
 
-static enum status mola_rules(const cJSON *config, struct format_rules *rules, struct lora_config *mlp_config,
-                              struct error *err)
+static enum status mola_rules(const cJSON *config, struct site_rules *r, struct error *err)
 {
-    (void)mlp_config;
-    rules->attention.rule = GATE_TOPK;
+    r->rule = GATE_TOPK;
     enum status st = setting_check(config, "routing_strategy", "mola", err);
-    if (!st) st = rules_experts(config, "num_experts", &rules->attention, err);
-    if (!st) st = rules_top_k(config, &rules->attention, err);
-    rules->mlp = rules->attention;
+    if (!st) st = rules_experts(config, "num_experts", r, err);
+    if (!st) st = rules_top_k(config, r, err);
     return st;
 }
 
@@ -91,7 +88,7 @@ const struct adapter_format format_moe_peft_mola = {
     FORMAT_COMMON,
     .prefix = "mola.",
     .names = names,
-    .rules_read = mola_rules,
+    .site_rules_read = mola_rules,
 };
 
 const struct adapter_format format_moe_peft_loramoe = {

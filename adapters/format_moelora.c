@@ -13,7 +13,6 @@ static const char *const known_keys[] = {
 };
 static const struct config_refusal refused_keys[] = {
     {"use_dora", "DoRA ('use_dora') is for plain LoRA only"},
-    {"modules_to_save", "'modules_to_save' replaces weights of the base model, which is not supported"},
     {NULL, NULL},
 };
 static const struct part_name names[] = {
@@ -48,11 +47,8 @@ static enum status gate_rule_read(const cJSON *config, enum gate_rule *out, stru
                      name);
 }
 
-static enum status moelora_rules(const cJSON *config, struct format_rules *rules,
-                                 struct lora_config *mlp_config, struct error *err)
+static enum status moelora_rules(const cJSON *config, struct site_rules *r, struct error *err)
 {
-    (void)mlp_config;
-    struct site_rules *r = &rules->attention;
     double temperature = 1;
     enum status st = gate_rule_read(config, &r->rule, err);
     if (!st) st = rules_experts(config, "num_experts", r, err);
@@ -64,7 +60,6 @@ static enum status moelora_rules(const cJSON *config, struct format_rules *rules
     st = json_get_f64(config, "temperature", 1e-6, 1e6, &temperature, err);
     if (st && st != ST_NOT_FOUND) return st;
     r->temperature = (float)temperature;
-    rules->mlp = *r;
     return ST_OK;
 }
 
@@ -75,5 +70,5 @@ const struct adapter_format format_moelora = {
     .refused_keys = refused_keys,
     .rank_key = "r",
     .names = names,
-    .rules_read = moelora_rules,
+    .site_rules_read = moelora_rules,
 };

@@ -9,10 +9,6 @@
 #include "adapters/reader_int.h"
 
 static const char *const known_keys[] = {"r", "top_k", "init_lora_weights", NULL};
-static const struct config_refusal refused_keys[] = {
-    {"modules_to_save", "'modules_to_save' replaces weights of the base model, which is not supported"},
-    {NULL, NULL},
-};
 static const struct part_name names[] = {
     {.pattern = "@.lora_A_%.weight", .kind = PART_A},
     {.pattern = "@.lora_B_%.weight", .kind = PART_B},
@@ -22,11 +18,8 @@ static const struct part_name names[] = {
 
 static bool mola_recognise(const cJSON *config) { return cJSON_IsArray(json_get(config, "r")); }
 
-static enum status mola_rules(const cJSON *config, struct format_rules *rules, struct lora_config *mlp_config,
-                              struct error *err)
+static enum status mola_rules(const cJSON *config, struct site_rules *r, struct error *err)
 {
-    (void)mlp_config;
-    struct site_rules *r = &rules->attention;
     const cJSON *top_k = json_get(config, "top_k");
     enum status st = ST_OK;
     r->rule = GATE_TOPK;
@@ -41,7 +34,6 @@ static enum status mola_rules(const cJSON *config, struct format_rules *rules, s
         r->top_k_by_layer = top_k;
     else
         st = error_set(err, ST_INVALID, "'top_k' must be whole numbers from 1 to %d", LR_EXPERTS_MAX);
-    rules->mlp = *r;
     return st;
 }
 
@@ -50,8 +42,7 @@ const struct adapter_format format_mola = {
     .peft_type = "LORA",
     .recognise = mola_recognise,
     .known_keys = known_keys,
-    .refused_keys = refused_keys,
     .rank_key = "r",
     .names = names,
-    .rules_read = mola_rules,
+    .site_rules_read = mola_rules,
 };

@@ -27,10 +27,9 @@ static const char *const known_keys[] = {
     "qalora_group_size",
     NULL,
 };
-#define REPLACES_WEIGHTS "changes weights of the base model itself, which is not supported"
 static const struct config_refusal refused_keys[] = {
-    {"modules_to_save", "'modules_to_save' " REPLACES_WEIGHTS},
-    {"trainable_token_indices", "'trainable_token_indices' " REPLACES_WEIGHTS},
+    {"trainable_token_indices",
+     "'trainable_token_indices' changes weights of the base model itself, which is not supported"},
     {"target_parameters", "'target_parameters' (LoRA on parameters rather than modules) is not supported"},
     {"layer_replication", "'layer_replication' changes the layers of the base model, which is not supported"},
     {"use_qalora", "QALoRA ('use_qalora') pools its input, which is not supported"},
@@ -75,11 +74,8 @@ static enum status init_check(const cJSON *config, struct error *err)
         v->valuestring);
 }
 
-static enum status peft_lora_rules(const cJSON *config, struct format_rules *rules,
-                                   struct lora_config *mlp_config, struct error *err)
+static enum status peft_lora_rules(const cJSON *config, struct site_rules *r, struct error *err)
 {
-    (void)mlp_config;
-    struct site_rules *r = &rules->attention;
     enum status st = init_check(config, err);
     if (st) return st;
     st = json_get_bool(config, "use_dora", &r->dora, err);
@@ -88,7 +84,6 @@ static enum status peft_lora_rules(const cJSON *config, struct format_rules *rul
     if (st && st != ST_NOT_FOUND) return st;
     if (r->dora && r->bias)
         return error_set(err, ST_INVALID, "'use_dora' and 'lora_bias' do not go together");
-    rules->mlp = *r;
     return ST_OK;
 }
 
@@ -100,5 +95,5 @@ const struct adapter_format format_peft_lora = {
     .refused_keys = refused_keys,
     .rank_key = "r",
     .names = names,
-    .rules_read = peft_lora_rules,
+    .site_rules_read = peft_lora_rules,
 };

@@ -62,6 +62,11 @@ static const char *const common_keys[] = {
     NULL,
 };
 
+static const struct config_refusal common_refusals[] = {
+    {"modules_to_save", "'modules_to_save' replaces weights of the base model, which is not supported"},
+    {NULL, NULL},
+};
+
 static bool key_among(const char *key, const char *const *keys)
 {
     for (; *keys; keys++)
@@ -69,13 +74,21 @@ static bool key_among(const char *key, const char *const *keys)
     return false;
 }
 
+static const char *refusal_of(const char *key, const struct config_refusal *refused)
+{
+    for (; refused && refused->key; refused++)
+        if (strcmp(key, refused->key) == 0) return refused->reason;
+    return NULL;
+}
+
 enum status config_keys_check(const cJSON *config, const char *const *known,
                               const struct config_refusal *refused, struct error *err)
 {
     for (const cJSON *v = config->child; v; v = v->next) {
         if (!config_on(v) || key_among(v->string, common_keys) || key_among(v->string, known)) continue;
-        for (const struct config_refusal *r = refused; r->key; r++)
-            if (strcmp(v->string, r->key) == 0) return error_set(err, ST_UNSUPPORTED, "%s", r->reason);
+        const char *reason = refusal_of(v->string, refused);
+        if (!reason) reason = refusal_of(v->string, common_refusals);
+        if (reason) return error_set(err, ST_UNSUPPORTED, "%s", reason);
         return error_set(err, ST_INVALID,
                          "'%.60s' is set, and what it changes is not known here; remove it "
                          "if the adapter computes the same without it",

@@ -67,7 +67,8 @@ bool config_on(const cJSON *value);
 struct config_refusal {
     const char *key, *reason;
 };
-/* ST_UNSUPPORTED for a key of `refused` (ended by a NULL key) that is switched on;
+/* ST_UNSUPPORTED for a key of `refused` (ended by a NULL key, or NULL) that is switched on, or one that no format
+ * may have;
  * ST_INVALID for one that is switched on and neither in `known` (ended by NULL) nor one that
  * lora_config_read understands or that says nothing of what is computed: we cannot tell what it changes. */
 NODISCARD enum status config_keys_check(const cJSON *config, const char *const *known,

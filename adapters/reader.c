@@ -107,7 +107,12 @@ static enum status format_read(const struct adapter_format *f, const cJSON *json
     struct site_rules plain = {.config = &config, .rule = GATE_NONE, .temperature = 1};
     struct format_rules rules = {.attention = plain, .mlp = plain, .ffn = plain};
     rules.mlp.config = &mlp_config;
-    if (f->rules_read) st = f->rules_read(json, &rules, &mlp_config, &inner);
+    if (f->rules_read) {
+        st = f->rules_read(json, &rules, &mlp_config, &inner);
+    } else {
+        st = f->site_rules_read(json, &rules.attention, &inner);
+        rules.mlp = rules.attention;
+    }
     st = st ? config_error(err, st, &inner) : parts_read(f, tensors, &rules, base, out, err);
     lora_config_release(&config);
     return st;

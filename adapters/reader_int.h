@@ -14,12 +14,14 @@ struct adapter_format {
     /* Whether a configuration of that peft_type is of this format; NULL: it is. */
     bool (*recognise)(const cJSON *config);
     const char *const *known_keys;             /* beyond those of every format */
-    const struct config_refusal *refused_keys; /* beyond those of every format */
+    const struct config_refusal *refused_keys; /* beyond those of every format; may be NULL */
     const char *rank_key;                      /* what it calls "r" */
     const char *prefix;                        /* as parts_collect's */
     const struct part_name *names;
-    /* Fills what is not as plain LoRA: rules come with GATE_NONE and `config` everywhere. *mlp_config may be
-     * changed to give the FFN's modules ranks and scales of their own. ST_INVALID where a key is wrong. */
+    /* One of the two fills what is not as plain LoRA: rules come with GATE_NONE and `config` everywhere. ST_INVALID
+     * where a key is wrong. The first is for formats with the same rules at every site. */
+    enum status (*site_rules_read)(const cJSON *config, struct site_rules *r, struct error *err);
+    /* *mlp_config may be changed to give the FFN's modules ranks and scales of their own. */
     enum status (*rules_read)(const cJSON *config, struct format_rules *rules, struct lora_config *mlp_config,
                               struct error *err);
 };

@@ -280,6 +280,7 @@ static void configurations_are_refused(void **state)
         {L "\"use_dora\":true,\"lora_bias\":true}", ST_REJECTED, "do not go together"},
         {L "\"bias\":\"all\"}", ST_UNSUPPORTED, "'bias'"},
         {L "\"modules_to_save\":[\"lm_head\"]}", ST_UNSUPPORTED, "modules_to_save"},
+        {"{\"peft_type\":\"ADAMOLE\",\"modules_to_save\":[\"lm_head\"]}", ST_UNSUPPORTED, "modules_to_save"},
         {L "\"trainable_token_indices\":[1]}", ST_UNSUPPORTED, "trainable_token_indices"},
         {L "\"init_lora_weights\":\"pissa_niter_16\"}", ST_UNSUPPORTED, "pissa_niter_16"},
         {L "\"init_lora_weights\":\"olora\"}", ST_UNSUPPORTED, "olora"},
