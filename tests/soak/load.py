@@ -198,6 +198,33 @@ class Memory:
         return percentile(around, 50)
 
 
+class Machine:
+    """What others took of it: a comparison of times holds where that is little, and alike."""
+
+    TICK = os.sysconf("SC_CLK_TCK")
+
+    def __init__(self, *pids):
+        self.pids = pids
+        self.last = self._read()
+        self.taken, self.time = {}, {}  # of each kind of slice, in seconds
+
+    def _read(self):
+        ticks = [int(t) for t in open("/proc/stat").readline().split()[1:9]]
+        busy = sum(ticks) - ticks[3] - ticks[4]  # neither idle nor waiting for a disk; the host's share is in it
+        own = sum(sum(map(int, open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[11:13])) for pid in self.pids)
+        return (busy - own) / self.TICK, time.monotonic()
+
+    def end_slice(self, kind):
+        now = self._read()
+        self.taken[kind] = self.taken.get(kind, 0) + now[0] - self.last[0]
+        self.time[kind] = self.time.get(kind, 0) + now[1] - self.last[1]
+        self.last = now
+
+    def others(self, kind):
+        """The share of one core."""
+        return self.taken[kind] / self.time[kind]
+
+
 def percentile(values, p):
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))] if ordered else float("nan")

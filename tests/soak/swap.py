@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 
-from load import (PROMPTS, AdapterPool, Load, Memory, ask, leases, machine, percentile, print_table, run)
+from load import (PROMPTS, AdapterPool, Load, Machine, Memory, ask, leases, machine, percentile, print_table, run)
 from server import SMOLLM2
 
 UPLOADERS = 16  # connections of the swapping client: each adapter's owner has one
@@ -78,7 +78,7 @@ def swapper(server, pool, options, pipe):
     pipe.send((len(counts), failures))
 
 
-def run_slices(seconds, pipe, memory):
+def run_slices(seconds, pipe, memory, cores):
     """The (begin, end, swaps?) of each slice."""
     slices = []
     for k in range(SLICES):
@@ -87,6 +87,7 @@ def run_slices(seconds, pipe, memory):
         while time.monotonic() - begin < seconds / SLICES:
             time.sleep(0.25)
             memory.sample()
+        cores.end_slice(swaps)
         slices.append((begin, time.monotonic(), swaps))
     pipe.send(None)
     return slices
@@ -135,7 +136,8 @@ def soak(server, options):
     process.start()
     load = Load(server, options.streams, options.tokens,
                 lambda rng: (f"adapter-{rng.randrange(options.adapters)}", rng.randrange(len(PROMPTS_USED))))
-    slices = run_slices(options.seconds, pipe, memory)
+    cores = Machine(server.process.pid, process.pid, os.getpid())
+    slices = run_slices(options.seconds, pipe, memory, cores)
     uploads, upload_failures = pipe.recv()
     process.join()
     answers = load.stop()
@@ -150,6 +152,8 @@ def soak(server, options):
     quiet_s = sum(end - begin for begin, end, swaps in slices if not swaps)
     print_table([
         ("machine", started),
+        ("a core's share that others took, without and with swaps",
+         f"{100 * cores.others(False):.0f}%, {100 * cores.others(True):.0f}%"),
         ("load", f"{options.streams} streams over {options.adapters} adapters of {options.versions} versions, the last "
                  f"{options.keep} kept, {pool.size / 1e6:.1f} MB each; {options.tokens} tokens an answer"),
         ("replaced", f"{uploads} times, {uploads / swap_s / options.adapters:.1f} times a second each"),
