@@ -60,15 +60,18 @@ static enum status add_runs(struct dataset *d, const struct draft *x, struct err
     return ST_OK;
 }
 
-static enum status add_sequence(struct dataset *d, const struct draft *x, struct error *err)
+static size_t limit_of(size_t asked, size_t ceiling) { return asked && asked < ceiling ? asked : ceiling; }
+
+static enum status add_sequence(struct dataset *d, const struct dataset_rules *r, const struct draft *x,
+                                struct error *err)
 {
+    size_t most = limit_of(r->tokens_max, DATASET_TOKENS_MAX);
     struct dataset_sequence s = {.first = d->token_count,
                                  .count = (int)x->tokens.count,
                                  .first_run = d->run_count,
                                  .first_old = d->old_count};
-    if (d->token_count + x->tokens.count > DATASET_TOKENS_MAX)
-        return error_set(err, ST_TOO_LARGE, "more than %zu tokens in all: give fewer examples at a time",
-                         DATASET_TOKENS_MAX);
+    if (d->token_count + x->tokens.count > most)
+        return error_set(err, ST_TOO_LARGE, "more than %zu tokens in all: give fewer examples at a time", most);
     for (size_t i = 0; i < x->tokens.count; i++) {
         if (array_grow((void **)&d->token, &d->token_capacity, d->token_count, sizeof *d->token))
             return no_memory(err);
@@ -96,7 +99,7 @@ static enum status add_example(struct dataset *d, const struct dataset_rules *r,
     enum status st = ST_OK;
     for (int i = 0; i < d->sequences_each && !st; i++) {
         st = check_draft(r, &space->draft[i], err);
-        if (!st) st = add_sequence(d, &space->draft[i], err);
+        if (!st) st = add_sequence(d, r, &space->draft[i], err);
         e.rows += (int)space->draft[i].tokens.count;
     }
     if (st) return st;
@@ -105,9 +108,9 @@ static enum status add_example(struct dataset *d, const struct dataset_rules *r,
             err, ST_INVALID,
             "%d tokens are more than batch_tokens, which is %lld: raise it, or shorten the example", e.rows,
             (long long)r->batch_tokens);
-    if (d->example_count == DATASET_EXAMPLES_MAX)
-        return error_set(err, ST_TOO_LARGE, "more than %zu examples: give fewer at a time",
-                         DATASET_EXAMPLES_MAX);
+    size_t most = limit_of(r->examples_max, DATASET_EXAMPLES_MAX);
+    if (d->example_count == most)
+        return error_set(err, ST_TOO_LARGE, "more than %zu examples: give fewer at a time", most);
     if (array_grow((void **)&d->example, &d->example_capacity, d->example_count, sizeof *d->example))
         return no_memory(err);
     d->example[d->example_count++] = e;

@@ -44,6 +44,7 @@ struct dataset_rules {
     const char *chat_problem;
     int context_length;
     int64_t batch_tokens; /* a step must hold every example whole */
+    size_t tokens_max, examples_max; /* of all together; 0: the ceilings above, which they may only lower */
     enum train_loss loss;
     const char *name; /* of the source, in messages: "examples" */
     /* done in 0..1; answering false ends the reading with ST_CANCELLED. May be NULL. */

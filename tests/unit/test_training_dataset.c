@@ -436,6 +436,27 @@ static void a_line_without_end_is_refused(void **state)
     assert_refused(st, ST_TOO_LARGE, err, "examples, line 1: more than 16777216 bytes");
 }
 
+static void too_large(const struct dataset_rules *r, const char *text, const char *message)
+{
+    struct dataset *d = NULL;
+    struct error err = {0};
+    assert_refused(dataset_read_bytes(r, text, strlen(text), &d, &err), ST_TOO_LARGE, err, message);
+}
+
+static void a_set_has_its_limits(void **state)
+{
+    (void)state;
+    struct dataset_rules r = rules();
+    const char *text = "{\"tokens\": [1, 2, 3]}\n{\"tokens\": [4, 5]}\n{\"tokens\": [6, 7]}";
+    r.tokens_max = 6;
+    too_large(&r, text, "examples, line 3: more than 6 tokens in all: give fewer examples at a time");
+    r.tokens_max = 7;
+    r.examples_max = 2;
+    too_large(&r, text, "examples, line 3: more than 2 examples: give fewer at a time");
+    r.examples_max = 3;
+    dataset_free(read_text(&r, text));
+}
+
 /* --- files --- */
 
 static bool count_calls(void *ctx, double done)
@@ -627,6 +648,7 @@ int main(void)
         cmocka_unit_test(messages_are_checked),
         cmocka_unit_test(lengths_are_checked),
         cmocka_unit_test(a_line_without_end_is_refused),
+        cmocka_unit_test(a_set_has_its_limits),
         cmocka_unit_test(files_are_read_with_progress),
         cmocka_unit_test(running_out_of_memory_is_an_answer),
         cmocka_unit_test(every_example_comes_once_an_epoch),
