@@ -393,9 +393,9 @@ static struct requests requests_take(struct engine *e)
 static void *engine_main(void *arg)
 {
     struct engine *e = arg;
+    struct requests r = requests_take(e); /* until the first comes, the device is its opener's */
     e->config.device->ops->attach(e->config.device);
-    for (;;) {
-        struct requests r = requests_take(e);
+    for (;; r = requests_take(e)) {
         for (struct sequence *next, *q = r.incoming; q; q = next) {
             next = q->next_incoming;
             /* engine_submit counted it among the waiting, within max_queue. */
