@@ -480,6 +480,10 @@ static enum status record_end(struct jobs *j, const struct entry *e, enum train_
     return db_end(j->db, st, problem);
 }
 
+/* A job whose end is not on record looks as if it ran until the next start, which runs it again: what fails
+ * for a moment, as memory may, is tried again. */
+#define RECORD_ATTEMPTS 3
+
 void job_end(struct jobs *j, struct entry *e, enum status st, const struct error *err)
 {
     struct error none = {.status = st}, problem = {0};
@@ -488,7 +492,9 @@ void job_end(struct jobs *j, struct entry *e, enum status st, const struct error
     if (state == TRAIN_FAILED && !none.message[0]) error_set(&none, st, "%s", status_text(st));
     char id[TRAIN_ID_MAX];
     memcpy(id, e->id, sizeof id);
-    if (record_end(j, e, state, shown, &problem))
+    enum status recorded = ST_NOMEM;
+    for (int i = 0; i < RECORD_ATTEMPTS && recorded; i++) recorded = record_end(j, e, state, shown, &problem);
+    if (recorded)
         log_error("training job %s: its end cannot be recorded, it will run again: %s", id, problem.message);
     jobs_tidy(j, id);
     unlist(j, e, state == TRAIN_FAILED);
