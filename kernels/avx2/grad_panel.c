@@ -15,8 +15,13 @@ INLINE float quantise(const float *x, __m256i q[2])
     float largest = tile_max_abs(x);
     bool tiny = largest < TILE_TINY;
     __m256 inverse = _mm256_set1_ps(tiny ? 0 : GRAD_QUANT_MAX / largest);
+    const __m256i least = _mm256_set1_epi32(-GRAD_QUANT_MAX);
     __m256i v[4];
-    for (int i = 0; i < 4; i++) v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
+    /* What is not finite becomes INT32_MIN: kept within the bits that sums have room for, it is the scale's
+     * to tell. */
+    for (int i = 0; i < 4; i++)
+        v[i] =
+            _mm256_max_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse)), least);
     /* packs works by halves of a vector, whose middle quarters then change places */
     for (int i = 0; i < 2; i++)
         q[i] = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[2 * i], v[2 * i + 1]), 0xD8);
