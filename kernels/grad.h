@@ -111,6 +111,7 @@ struct gate_backward_args {
 };
 
 #define CONTRAST_PAIRS_MAX 1024
+#define CONTRAST_RESULTS   3
 /* Supervised contrastive loss (InfoNCE with several positives: arXiv 2004.11362, eq. 2) on the unit-normalised outputs
  * o(t, i) = B_i z(t, i) of experts. Pairs are all (t, i) with t among `row` and g[t, i] != 0, in that order, the
  * first CONTRAST_PAIRS_MAX of them, without those with |o| < CONTRAST_NORM_MIN, which have no direction. For an anchor a,
@@ -119,7 +120,8 @@ struct gate_backward_args {
  *     L = mean over anchors with P(a) not empty of
  *         -1/|P(a)| sum_{p in P(a)} log(exp(s_ap / temperature) / sum_{n in A(a)} exp(s_an / temperature))
  *
- * loss[0] "=" L (0 without anchors), loss[1] "=" the mean s of pairs of different experts (0 without any).
+ * loss[0] "=" L (0 without anchors), loss[1] "=" the mean s of pairs of different experts, loss[2] "=" of pairs of the same
+ * (0 without any).
  * d_z += weight dL/dz, d_bt += weight dL/dbt. Since o . o' = z_i^T (B_i^T B_j) z'_j, all of it is done in rank space
  * from the Gram matrix of B. Experts of the same token are negatives like any others. */
 #define CONTRAST_NORM_MIN 1e-6f
@@ -131,7 +133,7 @@ struct contrast_args {
     const float *g, *z; /* (any, experts), (any, experts * rank) */
     const float *bt;    /* (experts * rank, d_out): B transposed */
     float temperature, weight;
-    float *loss;        /* (2) */
+    float *loss;        /* (CONTRAST_RESULTS) */
     float *d_z, *d_bt;  /* as z, bt; NULL both: the loss alone */
 };
 

@@ -171,6 +171,8 @@ static void log_evaluation(struct run *r, int64_t step, const struct objective_e
     json_write_f64(&line, e->loss);
     strbuf_puts(&line, ",\"similarity\":");
     json_write_f64(&line, e->similarity);
+    strbuf_puts(&line, ",\"cohesion\":");
+    json_write_f64(&line, e->cohesion);
     strbuf_puts(&line, "}}");
     log_line(r, &line);
 }

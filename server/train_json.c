@@ -284,6 +284,7 @@ static void put_losses(struct strbuf *out, const struct session_result *r)
     put_f64(out, "balance", r->balance);
     put_f64(out, "contrast", r->contrast);
     put_f64(out, "similarity", r->similarity);
+    put_f64(out, "cohesion", r->cohesion);
     put_f64(out, "margin", r->margin);
     put_f64(out, "accuracy", r->accuracy);
     put_f64(out, "clipped", r->clipped);

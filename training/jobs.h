@@ -181,8 +181,8 @@ struct train_event {
     char kind[12];   /* "message", "metrics" (a step), "evaluation" (held-out examples), "checkpoint" */
     char *message;   /* owned; for people */
     /* Owned; a JSON object, or NULL. metrics: step, steps, epoch, loss (all together), cross_entropy (or dpo,
-     * with margin and accuracy), balance, contrast, similarity (mean cosine of different experts' outputs),
-     * learning_rate, grad_norm, tokens, weight (sum), tokens_per_second, seconds. evaluation: step, loss.
+     * with margin and accuracy), balance, contrast, similarity (mean cosine of different experts' outputs), cohesion (of
+     * one expert's for different tokens), learning_rate, grad_norm, tokens, weight (sum), tokens_per_second, seconds. evaluation: step, loss.
      * checkpoint: step, id. */
     char *data;
 };
@@ -252,7 +252,7 @@ struct session_result {
     char version_before[ADAPTER_VERSION_HEX + 1]; /* the session began with it */
     /* FORWARD, FORWARD_BACKWARD */
     double loss, objective; /* all together; without balance and contrast */
-    double balance, contrast, similarity;
+    double balance, contrast, similarity, cohesion;
     double margin,
         accuracy;   /* DPO: mean reward margin, share of pairs where chosen is preferred. NAN otherwise */
     double clipped; /* PPO: share of tokens whose ratio was clipped. NAN otherwise */

@@ -123,6 +123,7 @@ enum status objective_run(struct learner *l, const struct train_settings *s, con
     result.balance = routed ? pass.balance : NAN;
     result.contrast = compared ? pass.contrast : NAN;
     result.similarity = compared ? pass.similarity : NAN;
+    result.cohesion = compared ? pass.cohesion : NAN;
     result.loss = result.objective;
     if (routed) result.loss += s->balance * pass.balance;
     if (compared) result.loss += s->contrast * pass.contrast;
@@ -165,6 +166,7 @@ static enum status evaluate_batch(struct learner *l, const struct train_settings
         if (st) return st;
         result.objective = pass.ce;
         out->similarity += pass.similarity;
+        out->cohesion += pass.cohesion;
     }
     if (!st) out->loss += result.objective;
     return st;
@@ -191,6 +193,7 @@ enum status objective_evaluate(struct learner *l, const struct train_settings *s
     bool known = l->params->routed_count > 0 && s->loss == LOSS_CROSS_ENTROPY;
     *out = (struct objective_evaluation){.loss = sum.loss / divisor,
                                          .similarity = known ? sum.similarity / batches : NAN,
+                                         .cohesion = known ? sum.cohesion / batches : NAN,
                                          .tokens = sum.tokens};
     return ST_OK;
 }

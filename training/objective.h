@@ -13,8 +13,9 @@ struct objective_result {
     double objective; /* cross_entropy: mean over weights. dpo (arXiv 2305.18290): mean over pairs.
                          importance_sampling:
                          - mean ratio * advantage. ppo (arXiv 1707.06347): the same, clipped */
-    double balance, contrast, similarity; /* as struct pass_result; NAN where nothing is routed, and the last
-                                             two where the coefficient of contrast is 0 */
+    /* As struct pass_result; NAN where nothing is routed, and all but balance where the coefficient of contrast
+     * is 0. */
+    double balance, contrast, similarity, cohesion;
     double margin,
         accuracy;   /* dpo: mean of beta * (chosen - rejected), share of pairs above 0. NAN otherwise */
     double clipped; /* ppo: share of tokens whose ratio is clipped. NAN otherwise */
@@ -42,8 +43,9 @@ NODISCARD enum status objective_logprobs(struct learner *l, const atomic_bool *c
 
 struct objective_evaluation {
     double loss;       /* mean objective, without the auxiliary losses */
-    double similarity; /* mean over batches of struct pass_result's; NAN where nothing is routed, and with
-                          other losses than cross_entropy */
+    /* Means over batches of struct pass_result's; NAN where nothing is routed, and with other losses than
+     * cross_entropy. */
+    double similarity, cohesion;
     int64_t tokens;
 };
 /* Over examples of a set, at least one, in batches; reference: [2 * examples of the set], or NULL. */

@@ -125,7 +125,7 @@ static enum status sites_alloc(struct pass *p, size_t rows)
     if (!st) st = device_alloc(p, rows, stacked, &p->d_zg);
     if (!st) st = device_alloc(p, rows, experts, &p->u);
     if (!st) st = device_alloc(p, routed * 3, experts, &p->stats);
-    return st ? st : device_alloc(p, routed, 2, &p->contrast);
+    return st ? st : device_alloc(p, routed, CONTRAST_RESULTS, &p->contrast);
 }
 
 static enum status streams_alloc(struct pass *p, size_t rows)
@@ -169,7 +169,7 @@ static enum status host_alloc(struct pass *p, size_t rows)
     p->tiles = calloc(2 * rows, sizeof *p->tiles);
     p->first_tile = calloc(rows + 1, sizeof *p->first_tile);
     p->stats_host = calloc(stats, sizeof *p->stats_host);
-    p->contrast_host = calloc(2 * routed, sizeof *p->contrast_host);
+    p->contrast_host = calloc(CONTRAST_RESULTS * routed, sizeof *p->contrast_host);
     p->routing = calloc(routed, sizeof *p->routing);
     bool all = p->position && p->keys && p->sample && p->scored && p->logprob_host && p->seqs && p->tiles &&
                p->first_tile && p->stats_host && p->contrast_host && p->routing;
@@ -356,7 +356,7 @@ static void routing_read(struct pass *p, struct pass_result *out)
     int routed = p->params->routed_count;
     size_t most = (size_t)p->experts_max;
     p->ops->read(p->device, p->stats_host, p->stats, (size_t)routed * 3 * most * sizeof(float));
-    p->ops->read(p->device, p->contrast_host, p->contrast, (size_t)routed * 2 * sizeof(float));
+    p->ops->read(p->device, p->contrast_host, p->contrast, (size_t)routed * CONTRAST_RESULTS * sizeof(float));
     double rows = p->batch->rows;
     for (int i = 0; i < p->params->site_count; i++) {
         const struct train_site *s = &p->params->site[i];
@@ -367,8 +367,10 @@ static void routing_read(struct pass *p, struct pass_result *out)
         double balance = 0;
         for (size_t e = 0; e < n; e++) balance += stats[e] / rows * (stats[2 * n + e] / rows);
         out->balance += balance * s->experts / routed;
-        out->contrast += (double)p->contrast_host[2 * s->routed] / routed;
-        out->similarity += (double)p->contrast_host[2 * s->routed + 1] / routed;
+        const float *contrast = p->contrast_host + CONTRAST_RESULTS * s->routed;
+        out->contrast += (double)contrast[0] / routed;
+        out->similarity += (double)contrast[1] / routed;
+        out->cohesion += (double)contrast[2] / routed;
     }
 }
 
@@ -376,7 +378,7 @@ static void run(struct pass *p)
 {
     int layers = p->model->shape.layers;
     if (p->params->routed_count > 0 && pass_ready(p))
-        p->grad->fill(p->device, p->contrast, 2 * (size_t)p->params->routed_count, 0);
+        p->grad->fill(p->device, p->contrast, CONTRAST_RESULTS * (size_t)p->params->routed_count, 0);
     embed(p);
     for (int l = 0; l < layers; l++) layer_forward(p, l);
     head_run(p);

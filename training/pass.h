@@ -49,6 +49,7 @@ struct pass_result {
     double ce;                /* sum of weight * -log p */
     double balance, contrast; /* means over routed sites, without their coefficients */
     double similarity;        /* mean cosine of outputs of different experts, over routed sites */
+    double cohesion;          /* the same of one expert's for different tokens */
     float *logprob;           /* [rows] of target; 0 where weight is 0. Owned by the pass, until the next call */
     struct pass_routing *routing; /* [params.routed_count], likewise */
 };

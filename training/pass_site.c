@@ -75,7 +75,7 @@ static void contrast(struct pass *p, const struct train_site *s, float *d_z, flo
                                  .bt = p->params->value + s->bt,
                                  .temperature = (float)p->loss->temperature,
                                  .weight = (float)(p->loss->contrast / p->params->routed_count),
-                                 .loss = p->contrast + 2 * s->routed, .d_z = d_z, .d_bt = d_bt};
+                                 .loss = p->contrast + CONTRAST_RESULTS * s->routed, .d_z = d_z, .d_bt = d_bt};
     if (pass_ready(p)) p->grad->contrast(p->device, &args);
 }
 

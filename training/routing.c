@@ -12,7 +12,7 @@ enum { CHOSEN, GATE, PROBABILITY, PARTS };
 /* One step: for each site after the other PARTS * experts sums over its rows. */
 struct routing_step {
     int64_t step, rows;
-    double balance, contrast, similarity;
+    double balance, contrast, similarity, cohesion;
     float *sums; /* owned */
 };
 
@@ -72,6 +72,7 @@ void routing_log_add(struct routing_log *l, int64_t step, const struct objective
     s->balance = r->balance;
     s->contrast = r->contrast;
     s->similarity = r->similarity;
+    s->cohesion = r->cohesion;
     for (size_t i = 0; i < l->site_count; i++) {
         size_t n = (size_t)l->site[i].experts;
         const float *const part[PARTS] = {r->routing[i].chosen, r->routing[i].gate,
@@ -116,6 +117,7 @@ enum status routing_log_read(const struct routing_log *l, struct train_routing *
         r.balance += s->balance / (double)r.steps;
         r.contrast += s->contrast / (double)r.steps;
         r.similarity += s->similarity / (double)r.steps;
+        r.cohesion += s->cohesion / (double)r.steps;
         for (size_t i = 0; i < r.site_count; i++)
             for (int e = 0; e < PARTS * r.sites[i].experts; e++) r.sites[i].share[e] += (double)*at++;
     }
@@ -154,6 +156,7 @@ void train_routing_write(const struct train_routing *r, struct strbuf *out)
     write_number(out, "balance", r->balance);
     write_number(out, "contrast", r->contrast);
     write_number(out, "similarity", r->similarity);
+    write_number(out, "cohesion", r->cohesion);
     strbuf_puts(out, ",\"sites\":[");
     for (size_t i = 0; i < r->site_count; i++) {
         const struct train_site_routing *s = &r->sites[i];

@@ -18,13 +18,14 @@ struct train_site_routing {
 struct train_routing {
     int64_t step;                         /* the last one counted */
     int64_t steps;                        /* so many were: the last ones, at most TRAIN_ROUTING_STEPS */
-    double balance, contrast, similarity; /* means over them and over sites; NAN: not measured */
+    /* Means over them and over sites, as struct pass_result; NAN: not measured. */
+    double balance, contrast, similarity, cohesion;
     size_t site_count;                    /* 0: the adapter routes nothing (plain LoRA) */
     struct train_site_routing *sites;
 };
 void train_routing_release(struct train_routing *r);
-/* Appends it as a JSON object: step, steps, balance, contrast, similarity, and sites: layer, projection,
- * top_k, share, gate, probability. */
+/* Appends it as a JSON object: step, steps, balance, contrast, similarity, cohesion, and sites: layer,
+ * projection, top_k, share, gate, probability. */
 void train_routing_write(const struct train_routing *r, struct strbuf *out);
 
 /* A ring of the last steps. */

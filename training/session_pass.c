@@ -109,6 +109,7 @@ static void add_result(struct work *w, const struct objective_result *r)
     out->balance += share * r->balance;
     out->contrast += share * r->contrast;
     out->similarity += share * r->similarity;
+    out->cohesion += share * r->cohesion;
     out->margin += r->margin;
     out->accuracy += r->accuracy;
     out->clipped += of_tokens * r->clipped;

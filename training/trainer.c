@@ -28,7 +28,7 @@ struct trainer {
     double last_seconds; /* the clock when the last step ended; 0: none */
 };
 
-static const struct objective_evaluation not_evaluated = {.loss = NAN, .similarity = NAN};
+static const struct objective_evaluation not_evaluated = {.loss = NAN, .similarity = NAN, .cohesion = NAN};
 
 static enum status no_memory(struct error *err) { return error_set(err, ST_NOMEM, "out of memory"); }
 
@@ -344,6 +344,7 @@ void trainer_step_write(const struct trainer_step *s, enum train_loss loss, stru
     write_known(out, "balance", r->balance);
     write_known(out, "contrast", r->contrast);
     write_known(out, "similarity", r->similarity);
+    write_known(out, "cohesion", r->cohesion);
     write_known(out, "learning_rate", s->learning_rate);
     write_known(out, "grad_norm", s->grad_norm);
     write_known(out, "weight", r->weight);

@@ -57,7 +57,7 @@ struct trainer_step {
     int64_t tokens;                  /* over all steps so far */
 };
 /* Appends it as a JSON object: step, steps, epoch, loss, the objective by its name, and for dpo margin and
- * accuracy; balance, contrast and similarity where they are known; learning_rate, grad_norm, weight, tokens
+ * accuracy; balance, contrast, similarity and cohesion where they are known; learning_rate, grad_norm, weight, tokens
  * (of the step), tokens_per_second, seconds. */
 void trainer_step_write(const struct trainer_step *s, enum train_loss loss, struct strbuf *out);
 bool trainer_done(const struct trainer *t);

@@ -31,6 +31,7 @@ static void grad_lay_out(const struct cpu_device *d, const struct grad_limits *l
     g->pair_norm = carve(c, pairs, sizeof(float));
     g->pair_loss = carve(c, pairs, sizeof(float));
     g->pair_apart = carve(c, pairs, sizeof(float));
+    g->pair_near = carve(c, pairs, sizeof(float));
     g->gram = carve(c, size_mul(er, er), sizeof(float));
     g->mix = carve(c, size_mul(er, er), sizeof(float));
     g->unit = carve(c, size_mul(pairs, er), sizeof(float));

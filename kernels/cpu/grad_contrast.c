@@ -109,6 +109,7 @@ static void anchor_row(const struct contrast_job *job, int a)
             near += s[b];
     }
     g->pair_apart[a] = (float)apart;
+    g->pair_near[a] = (float)near;
     g->pair_loss[a] = 0;
     if (positives == 0) {
         memset(s, 0, (size_t)job->pairs * sizeof *s);
@@ -133,14 +134,17 @@ static void anchor_chunk(void *ctx, size_t chunk, int worker)
 static void losses_sum(const struct contrast_job *job)
 {
     const struct cpu_grad *g = job->d->grad;
-    double loss = 0, apart = 0, apart_count = 0;
+    double loss = 0, apart = 0, apart_count = 0, near = 0, near_count = 0;
     for (int a = 0; a < job->pairs; a++) {
         loss += g->pair_loss[a];
         apart += g->pair_apart[a];
         apart_count += job->pairs - job->of_expert[g->pair_expert[a]];
+        near += g->pair_near[a];
+        near_count += job->of_expert[g->pair_expert[a]] - 1;
     }
     job->a->loss[0] = job->anchors ? (float)(loss / job->anchors) : 0;
     job->a->loss[1] = apart_count > 0 ? (float)(apart / apart_count) : 0;
+    job->a->loss[2] = near_count > 0 ? (float)(near / near_count) : 0;
 }
 
 /* dU without what lies along each output itself, which does not turn it. */

@@ -30,7 +30,7 @@ struct cpu_grad {
 
     /* of `contrast`; er = experts * rank */
     int32_t *pair_row, *pair_expert; /* [CONTRAST_PAIRS_MAX] */
-    float *pair_norm, *pair_loss, *pair_apart;
+    float *pair_norm, *pair_loss, *pair_apart, *pair_near;
     float *gram, *mix;                /* (er, er) */
     float *unit, *unit_gram, *d_unit; /* (CONTRAST_PAIRS_MAX, er) */
     float *cosine;                    /* (CONTRAST_PAIRS_MAX, CONTRAST_PAIRS_MAX) */

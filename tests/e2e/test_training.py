@@ -89,7 +89,8 @@ def test_a_mixture_tells_its_load(server):
     assert all(name.endswith((".q_proj", ".down_proj")) for name in job["expert_load"])
     assert all(len(v) == 4 and sum(v) == pytest.approx(2, abs=0.01) for v in job["expert_load"].values())
     routing = server.call("GET", "/v1/adapters/mixture/routing").json()["training"]
-    assert routing["step"] == QUICK["steps"] and -1 <= routing["similarity"] <= 1
+    assert routing["step"] == QUICK["steps"]
+    assert -1 <= routing["similarity"] <= 1 and -1 <= routing["cohesion"] <= 1
     for site in routing["sites"]:
         assert sum(site["gate"]) == pytest.approx(1, abs=0.01) and sum(site["probability"]) == pytest.approx(1, abs=0.01)
     assert server.call("GET", "/v1/adapters/nobody/routing").status == 404

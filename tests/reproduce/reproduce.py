@@ -117,7 +117,8 @@ def facts_of_training(said, log):
         "test_loss_before": ends[0]["loss"], "test_loss": ends[-1]["loss"],
     }
     if routing and routing["sites"]:
-        facts |= {"similarity": ends[-1].get("similarity"), "balance": mean([s["balance"] for s in steps[-20:]]),
+        facts |= {"similarity": ends[-1]["similarity"], "cohesion": ends[-1]["cohesion"],
+                  "contrast": mean([s["contrast"] for s in steps[-20:] if "contrast" in s]), "balance": mean([s["balance"] for s in steps[-20:]]),
                   "largest_share": largest_share(routing)}
     return facts
 
@@ -158,6 +159,11 @@ def results(options):
     return [json.loads(line) for line in options.results.read_text().splitlines()]
 
 
+def commit():
+    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
 def append(options, result):
     with open(options.results, "a", encoding="utf-8") as f:
         f.write(json.dumps(result) + "\n")
@@ -176,7 +182,7 @@ def run_one(options, variant, seed, tests):
     facts = facts_of_training(*train(options, settings, folder))
     right = accuracy(options, folder, tests)
     append(options, {"key": key, "variant": variant, "seed": seed, "accuracy": right, "mean": mean(right.values()),
-                     **facts, "settings": settings})
+                     **facts, "commit": commit(), "settings": settings})
     print(f"    accuracy {mean(right.values()):.3f}, test loss {facts['test_loss']:.3f}, "
           f"{facts['tokens'] / facts['seconds']:.0f} tokens/s", flush=True)
 
@@ -187,7 +193,7 @@ def run_base(options, tests):
         return
     right = accuracy(options, None, tests)
     append(options, {"key": key, "variant": "no adapter", "seed": None, "accuracy": right,
-                     "mean": mean(right.values())})
+                     "mean": mean(right.values()), "commit": commit()})
 
 
 def run_all(options):
@@ -237,14 +243,14 @@ def tables(options):
         yield row([v, len(g), spread([r["mean"] for r in g], 100),
                    *(spread([r["accuracy"][f] for r in g], 100) for f in families)])
     yield ""
-    yield row(["training", "parameters", "tokens", "test loss", "similarity of experts", "busiest expert's share, "
-               "1 is fair", "balance loss", "tokens/s"])
-    yield row(["---"] * 8)
+    yield row(["training", "parameters", "tokens", "test loss", "cosine of different experts", "of one expert",
+               "busiest expert's share, 1 is fair", "balance loss", "tokens/s"])
+    yield row(["---"] * 9)
     for v in order:
         g = [r for r in groups[v] if "parameters" in r]
         if g:
             yield row([v, g[0]["parameters"], g[0]["tokens"], spread([r["test_loss"] for r in g], 1, 3),
-                       *(spread([r.get(key) for r in g], 1, 3) for key in ("similarity", "largest_share", "balance")),
+                       *(spread([r.get(key) for r in g], 1, 3) for key in ("similarity", "cohesion", "largest_share", "balance")),
                        spread([r["tokens"] / r["seconds"] for r in g], 1, 0)])
 
 

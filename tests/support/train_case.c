@@ -104,6 +104,7 @@ static void case_read(const cJSON *json, struct train_case *c)
     } else {
         c->loss.seed = (uint64_t)number(json, "seed");
         c->similarity = number(json, "similarity");
+        c->cohesion = number(json, "cohesion");
     }
     c->step_count = numbers(json, "ce", c->ce);
     assert_int_equal(numbers(json, "balance_loss", c->balance), c->step_count);

@@ -34,7 +34,7 @@ struct train_case {
     int warmup;
     int step_count;
     double ce[TRAIN_STEPS_MAX], balance[TRAIN_STEPS_MAX], contrast[TRAIN_STEPS_MAX], norm[TRAIN_STEPS_MAX];
-    double similarity; /* of a case */
+    double similarity, cohesion; /* of a case */
 };
 
 /* Reads training/<file>: "cases" or "curves". Fails the running test where it cannot. */

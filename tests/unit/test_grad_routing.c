@@ -223,7 +223,7 @@ struct contrast_world {
     double temperature;
     int32_t row[ROWS];
     struct twin g, z, bt;
-    double similarity; /* of different experts, written by the loss */
+    double similarity, cohesion; /* of different experts, and of the same; written by the loss */
 };
 
 /* The pairs as the op's comment says, with their outputs made unit vectors in full size. */
@@ -255,8 +255,8 @@ static double contrast_loss(void *ctx)
     struct contrast_world *w = ctx;
     static int expert[CONTRAST_PAIRS_MAX];
     static double unit[CONTRAST_PAIRS_MAX * 96];
-    int n = pairs_list(w, expert, unit), anchors = 0, apart_count = 0;
-    double loss = 0, apart = 0;
+    int n = pairs_list(w, expert, unit), anchors = 0, apart_count = 0, together_count = 0;
+    double loss = 0, apart = 0, together = 0;
     for (int a = 0; a < n; a++) {
         double all = 0, near = 0;
         int positives = 0;
@@ -273,6 +273,8 @@ static double contrast_loss(void *ctx)
             if (expert[b] == expert[a]) {
                 near += s / w->temperature;
                 positives++;
+                together += s;
+                together_count++;
             }
         }
         if (!positives) continue;
@@ -280,6 +282,7 @@ static double contrast_loss(void *ctx)
         loss += log(all) - near / positives;
     }
     w->similarity = apart_count ? apart / apart_count : 0;
+    w->cohesion = together_count ? together / together_count : 0;
     return anchors ? loss / anchors : 0;
 }
 
@@ -314,7 +317,7 @@ static void check_contrast(struct device *d, struct test_random *r, struct contr
 {
     contrast_world_make(r, rows, &w);
     struct twin d_z = twin_make(r, w.z.n, 0), d_bt = twin_make(r, w.bt.n, 0);
-    float loss[2], alone[2];
+    float loss[CONTRAST_RESULTS], alone[CONTRAST_RESULTS];
     contrast_run(d, &w, 1, alone, NULL, NULL);
     contrast_run(d, &w, 1, loss, d_z.f, d_bt.f);
     assert_memory_equal(loss, alone, sizeof loss);
@@ -324,6 +327,7 @@ static void check_contrast(struct device *d, struct test_random *r, struct contr
     double tolerance = 100 * EPS / w.temperature;
     assert_true(fabs(loss[0] - want) <= tolerance * (1 + fabs(want)));
     assert_true(fabs(loss[1] - w.similarity) <= 100 * EPS);
+    assert_true(fabs(loss[2] - w.cohesion) <= 100 * EPS);
     check_gradient("d_z", r, contrast_loss, &w, &w.z, d_z.f, 60, 4 * tolerance);
     check_gradient("d_bt", r, contrast_loss, &w, &w.bt, d_bt.f, 60, 4 * tolerance);
 
@@ -359,18 +363,18 @@ static void contrast_of_nothing_is_zero(void **state)
     struct contrast_world w = {20, 4, 3, 33, 0.1};
     contrast_world_make(&r, 31, &w);
     struct twin d_z = twin_make(&r, w.z.n, 0), d_bt = twin_make(&r, w.bt.n, 0);
-    float loss[2] = {1, 1};
+    float loss[CONTRAST_RESULTS] = {1, 1, 1};
 
     d->grad->fill(d, w.bt.f, w.bt.n, 0); /* as a fresh adapter's: outputs have no direction */
     contrast_run(d, &w, 1, loss, d_z.f, d_bt.f);
-    assert_true(loss[0] == 0 && loss[1] == 0);
+    assert_true(loss[0] == 0 && loss[1] == 0 && loss[2] == 0);
     w.count = 0;
     contrast_run(d, &w, 1, loss, d_z.f, d_bt.f);
-    assert_true(loss[0] == 0 && loss[1] == 0);
+    assert_true(loss[0] == 0 && loss[1] == 0 && loss[2] == 0);
     for (size_t i = 0; i < w.bt.n; i++) w.bt.f[i] = (float)w.bt.d[i];
     w.count = 1; /* two experts of one token: no positives, but a similarity */
     contrast_run(d, &w, 1, loss, d_z.f, d_bt.f);
-    assert_true(loss[0] == 0 && loss[1] != 0);
+    assert_true(loss[0] == 0 && loss[1] != 0 && loss[2] == 0);
     for (size_t i = 0; i < d_z.n; i++) assert_true(d_z.f[i] == 0);
     for (size_t i = 0; i < d_bt.n; i++) assert_true(d_bt.f[i] == 0);
     twin_free(&d_z);
@@ -390,7 +394,7 @@ static void contrast_takes_the_first_pairs(void **state)
     int32_t row[COUNT];
     for (size_t i = 0; i < g.n; i++) g.f[i] = 0.25f;
     for (int t = 0; t < COUNT; t++) row[t] = t;
-    float loss[5][2], *d_z[5], *d_bt[5];
+    float loss[5][CONTRAST_RESULTS], *d_z[5], *d_bt[5];
     for (int run = 0; run < 5; run++) { /* one to four threads, then only the tokens that count */
         struct device *d = grad_device_open(CPU_LEVEL_BEST, run % 4 + 1);
         d_z[run] = calloc(z.n, sizeof(float));

@@ -133,6 +133,7 @@ static struct distance check_case(const struct train_case *c, enum cpu_level lev
     assert_int_equal(pass_backward(r.pass, &batch, loss, NULL, &got), ST_OK);
     check_losses(c, 0, &got, LOSS_TOLERANCE);
     if (c->auxiliary) check_near(c, "the similarity", got.similarity, c->similarity, LOSS_TOLERANCE);
+    if (c->auxiliary) check_near(c, "the cohesion", got.cohesion, c->cohesion, LOSS_TOLERANCE);
     check_logprobs(c, f, &got);
     check_counts(&r, c, &got);
     float *grad = train_rig_read(&r, r.params->grad);
