@@ -3,6 +3,7 @@
 
 #include "base/memory.h"
 #include "kernels/avx2/tile.h"
+#include "kernels/avx2/vec256.h"
 
 #include <string.h>
 
@@ -70,19 +71,14 @@ size_t grad_act_bytes(int rows, size_t inputs)
     return size_round_up(size_mul(tiles, tile_size(inputs)), MEMORY_ALIGN);
 }
 
-/* Block k of up to TILE_ROWS rows. */
-static void tile_block_pack(struct grad_tile_block *t, const float *x, size_t x_stride, size_t inputs,
-                            size_t k, int rows)
+/* A block of each row; four at once, since one alone waits for its own largest value. */
+INLINE void tile_block_pack(struct grad_tile_block *t, const float *const row[TILE_ROWS], size_t k)
 {
-    __m256i low[TILE_ROWS] = {0}, high[TILE_ROWS] = {0};
-    for (int r = 0; r < TILE_ROWS; r++) {
-        t->scale[r] = 0;
-        if (r >= rows) continue;
-        const float *row = x + (size_t)r * x_stride + k;
-        float rest[PANEL_BLOCK] = {0};
-        if (inputs - k < PANEL_BLOCK) row = memcpy(rest, row, (inputs - k) * sizeof *rest);
+    __m256i low[TILE_ROWS], high[TILE_ROWS];
+    UNROLL for (int r = 0; r < TILE_ROWS; r++)
+    {
         __m256i q[2];
-        t->scale[r] = quantise(row, q);
+        t->scale[r] = quantise(row[r] + k, q);
         low[r] = q[0];
         high[r] = q[1];
     }
@@ -90,13 +86,24 @@ static void tile_block_pack(struct grad_tile_block *t, const float *x, size_t x_
     tile_interleave(high, t->q + GRAD_PAIRS / 2);
 }
 
+static void tile_pack(struct grad_tile_block *t, const float *const row[TILE_ROWS], size_t inputs)
+{
+    size_t k = 0;
+    for (; k + PANEL_BLOCK <= inputs; k += PANEL_BLOCK) tile_block_pack(t++, row, k);
+    if (k == inputs) return;
+    float rest[TILE_ROWS][PANEL_BLOCK] = {0};
+    for (int r = 0; r < TILE_ROWS; r++) memcpy(rest[r], row[r] + k, (inputs - k) * sizeof **rest);
+    tile_block_pack(t, (const float *const[]){rest[0], rest[1], rest[2], rest[3]}, 0);
+}
+
+/* Rows beyond `rows` are made of the last one's, and nobody reads what comes of them. */
 void grad_act_pack(void *dst, const float *x, size_t x_stride, size_t inputs, int rows, int begin, int end)
 {
-    for (int r = begin; r < end; r += TILE_ROWS) {
-        struct grad_tile_block *t = (void *)((uint8_t *)dst + (size_t)(r / TILE_ROWS) * tile_size(inputs));
-        int left = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
-        for (size_t k = 0; k < inputs; k += PANEL_BLOCK, t++)
-            tile_block_pack(t, x + (size_t)r * x_stride, x_stride, inputs, k, left);
+    for (int first = begin; first < end; first += TILE_ROWS) {
+        const float *row[TILE_ROWS];
+        for (int r = 0; r < TILE_ROWS; r++)
+            row[r] = x + (size_t)(first + r < rows ? first + r : rows - 1) * x_stride;
+        tile_pack((void *)((uint8_t *)dst + (size_t)(first / TILE_ROWS) * tile_size(inputs)), row, inputs);
     }
 }
 

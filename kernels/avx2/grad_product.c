@@ -3,10 +3,11 @@
 #include "kernels/avx2/grad_panel.h"
 #include "kernels/avx2/vec256.h"
 
-#define GRAD_PANELS 1
+#define GRAD_PANELS  1
+#define UNROLL_LINES _Pragma("GCC unroll 16")
 
 INLINE vec_i vec_pairs(const int32_t *pair) { return _mm256_set1_epi32(*pair); }
-INLINE vec_i vec_no_pairs(void) { return _mm256_setzero_si256(); }
+INLINE vec_i vec_first16(vec_i w, vec_i x) { return _mm256_madd_epi16(w, x); }
 /* The addition is written out, as gcc would make all products of a line first and spill them, or move each
  * sum from register to register. */
 INLINE vec_i vec_dot16(vec_i sum, vec_i w, vec_i x)

@@ -4,10 +4,11 @@
 #include "kernels/avx2/grad_panel.h"
 #include "kernels/avx512/vec512.h"
 
-#define GRAD_PANELS 2
+#define GRAD_PANELS  2
+#define UNROLL_LINES UNROLL
 
 INLINE vec_i vec_pairs(const int32_t *pair) { return _mm512_set1_epi32(*pair); }
-INLINE vec_i vec_no_pairs(void) { return _mm512_setzero_si512(); }
+INLINE vec_i vec_first16(vec_i w, vec_i x) { return _mm512_dpwssd_epi32(_mm512_setzero_si512(), w, x); }
 INLINE vec_i vec_dot16(vec_i sum, vec_i w, vec_i x) { return _mm512_dpwssd_epi32(sum, w, x); }
 
 #include "kernels/avx2/grad_product.inc"
