@@ -109,21 +109,30 @@ void grad_act_pack(void *dst, const float *x, size_t x_stride, size_t inputs, in
 
 /* --- the product's order of work --- */
 
-/* Panels that hold `outputs` outputs times one tile, of which `rows` rows are wanted. */
-static void panels_times_tile(const struct grad_tile_fns *fns, int panels, const uint8_t *w,
-                              const struct grad_tile_block *t, size_t inputs, int rows, size_t outputs,
-                              float *y, size_t y_stride)
+/* `panels` panels from w on times the tiles of rows [0, rows), which together fetch as many panels after them, up to
+ * w_end. Of the outputs, `outputs` are wanted. */
+static void panels_times_rows(const struct grad_tile_fns *fns, int panels, const uint8_t *w, const uint8_t *w_end,
+                              const uint8_t *act, size_t inputs, int rows, size_t outputs, float *y,
+                              size_t y_stride)
 {
-    size_t width = (size_t)panels * PANEL_OUTPUTS, blocks = blocks_of(inputs);
+    size_t width = (size_t)panels * PANEL_OUTPUTS, blocks = blocks_of(inputs), bytes = panel_size(inputs);
+    size_t tiles = (size_t)(rows + TILE_ROWS - 1) / TILE_ROWS;
+    size_t lines = ((size_t)panels * bytes / 64 + tiles * blocks - 1) / (tiles * blocks);
+    const uint8_t *ahead = w + (size_t)panels * bytes;
     grad_tile_fn *fn = panels > 1 ? fns->several : fns->one;
-    if (rows == TILE_ROWS && outputs >= width) {
-        fn(w, panel_size(inputs), t, blocks, y, y_stride);
-        return;
+    for (int r = 0; r < rows; r += TILE_ROWS, act += tile_size(inputs), ahead += lines * 64 * blocks) {
+        const struct grad_tile_block *t = (const void *)act;
+        float *to = y + (size_t)r * y_stride;
+        if (ahead >= w_end) lines = 0;
+        if (rows - r >= TILE_ROWS && outputs >= width) {
+            fn(w, bytes, t, blocks, to, y_stride, ahead, lines);
+            continue;
+        }
+        float whole[TILE_ROWS][GRAD_PANELS_MAX * PANEL_OUTPUTS];
+        fn(w, bytes, t, blocks, whole[0], GRAD_PANELS_MAX * PANEL_OUTPUTS, ahead, lines);
+        for (int i = 0; i < TILE_ROWS && i < rows - r; i++)
+            memcpy(to + (size_t)i * y_stride, whole[i], (outputs < width ? outputs : width) * sizeof *y);
     }
-    float whole[TILE_ROWS][GRAD_PANELS_MAX * PANEL_OUTPUTS];
-    fn(w, panel_size(inputs), t, blocks, whole[0], GRAD_PANELS_MAX * PANEL_OUTPUTS);
-    for (int r = 0; r < rows; r++)
-        memcpy(y + (size_t)r * y_stride, whole[r], (outputs < width ? outputs : width) * sizeof *y);
 }
 
 /* Rows whose tiles stay in L2 while panels pass. */
@@ -137,19 +146,16 @@ void grad_multiply(const struct grad_tile_fns *fns, const void *w, const void *a
                    size_t begin, size_t end, float *y, size_t y_stride)
 {
     int group = rows_at_once(inputs);
-    for (int first = 0; first < rows; first += group) {
-        int last = rows - first < group ? rows : first + group;
-        size_t step = (size_t)fns->panels * PANEL_OUTPUTS;
+    size_t bytes = panel_size(inputs), step = (size_t)fns->panels * PANEL_OUTPUTS;
+    const uint8_t *w_end = (const uint8_t *)w + (end + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS * bytes;
+    for (int r = 0; r < rows; r += group) {
+        const uint8_t *tiles = (const uint8_t *)act + (size_t)(r / TILE_ROWS) * tile_size(inputs);
         for (size_t o = begin, width; o < end; o += width) {
             int panels = end - o > step - PANEL_OUTPUTS ? fns->panels : 1;
             width = (size_t)panels * PANEL_OUTPUTS;
-            const uint8_t *panel = (const uint8_t *)w + o / PANEL_OUTPUTS * panel_size(inputs);
-            for (int r = first; r < last; r += TILE_ROWS) {
-                const uint8_t *tile = (const uint8_t *)act + (size_t)(r / TILE_ROWS) * tile_size(inputs);
-                panels_times_tile(fns, panels, panel, (const void *)tile, inputs,
-                                  rows - r < TILE_ROWS ? rows - r : TILE_ROWS, end - o,
-                                  y + (size_t)r * y_stride + (o - begin), y_stride);
-            }
+            panels_times_rows(fns, panels, (const uint8_t *)w + o / PANEL_OUTPUTS * bytes, w_end, tiles, inputs,
+                              rows - r < group ? rows - r : group, end - o,
+                              y + (size_t)r * y_stride + (o - begin), y_stride);
         }
     }
 }

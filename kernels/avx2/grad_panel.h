@@ -23,9 +23,10 @@ struct grad_tile_block {
     float scale[TILE_ROWS];
 };
 
-/* y[row][output] of a tile and neighbouring panels, `bytes` apart. y_stride in floats. */
+/* y[row][output] of a tile and neighbouring panels, `bytes` apart. y_stride in floats. With every block, `lines`
+ * cache lines from `ahead` on are fetched: a share of the panels that follow. */
 typedef void grad_tile_fn(const uint8_t *w, size_t bytes, const struct grad_tile_block *t, size_t blocks,
-                          float *y, size_t y_stride);
+                          float *y, size_t y_stride, const uint8_t *ahead, size_t lines);
 
 /* How many panels go together, so that enough sums are under way. */
 #define GRAD_PANELS_MAX 2
