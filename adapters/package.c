@@ -1,6 +1,5 @@
 #include "adapters/package.h"
 
-#include "adapters/store.h"
 #include "base/strbuf.h"
 
 #include <archive.h>
@@ -293,12 +292,23 @@ enum status package_open(const char *folder, size_t bytes_max, struct package *o
     return st ? st : package_map(folder, NULL, bytes_max, out, err);
 }
 
+/* Needs no memory, so that nothing is left behind where there is none. */
+static void members_remove(const char *folder)
+{
+    static const char *const names[] = {PACKAGE_CONFIG, PACKAGE_TENSORS};
+    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) unlinkat(fd, names[i], 0);
+    close(fd);
+    rmdir(folder);
+}
+
 static enum status archive_map(const char *path, char *folder, struct package *out, struct error *err)
 {
     if (!mkdtemp(folder)) return file_error(err, "make the folder", folder);
     enum status st = package_extract(path, folder, SIZE_MAX / 2, err);
     if (!st) st = package_map(folder, NULL, SIZE_MAX / 2, out, err);
-    remove_all(folder); /* what is mapped stays until it is unmapped */
+    members_remove(folder); /* what is mapped stays until it is unmapped */
     return st;
 }
 

@@ -8,8 +8,10 @@
 #include "tests/support/fixture.h"
 #include "tests/support/shelf.h"
 #include "tests/support/teacher.h"
+#include "tests/support/temp_folder.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
 /* Of every format, and the model that each was made for. */
 static const struct {
@@ -111,11 +113,16 @@ static void inspection_and_conversion(void **state)
     skip_without_own_heap();
     static const char *const paths[] = {"adapters/moe_topk", "adapters/lora_patterns",
                                         "formats/gguf_lora/adapter.gguf", "formats/adamole"};
+    struct temp_folder temporary;
+    temp_folder_make(&temporary);
+    setenv("TMPDIR", temporary.path, 1);
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
         struct test_path path = fixture_path(paths[i]);
         assert_true(alloc_fail_sweep_lenient(inspect_path, path.text) > 10);
         assert_true(alloc_fail_sweep_lenient(convert_path, path.text) > 20);
     }
+    assert_int_equal(rmdir(temporary.path), 0); /* nothing was left in it */
+    unsetenv("TMPDIR");
 }
 
 /* --- export --- */
