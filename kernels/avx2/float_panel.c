@@ -72,16 +72,20 @@ static void tile_times_panels(const struct float_step *step, int n, int panels, 
 
 void float_multiply(const struct float_step steps[TILE_ROWS + 1], const void *w, enum dtype type,
                     const void *act, size_t inputs, int rows, size_t begin, size_t end, float *y,
-                    size_t y_stride)
+                    size_t y_stride, const struct cpu_ahead *ahead)
 {
     size_t bytes = float_panel_bytes(type, inputs);
     int together = steps[rows < TILE_ROWS ? rows : TILE_ROWS].panels;
+    size_t tiles = (size_t)(rows + TILE_ROWS - 1) / TILE_ROWS, bunch = (size_t)together * PANEL_OUTPUTS;
+    struct handout handout = handout_of(ahead, (end - begin + bunch - 1) / bunch * tiles);
     for (size_t o = begin, count; o < end; o += count) {
         int panels = end - o > (size_t)(together - 1) * PANEL_OUTPUTS ? together : 1;
         count = (size_t)panels * PANEL_OUTPUTS < end - o ? (size_t)panels * PANEL_OUTPUTS : end - o;
         const uint8_t *panel = (const uint8_t *)w + o / PANEL_OUTPUTS * bytes;
         for (int r = 0; r < rows; r += TILE_ROWS) {
             int n = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
+            for (size_t due = handout_due(&handout); due > 0; due--)
+                __builtin_prefetch(handout.line[handout.taken++], 0, 2);
             const float *t = (const float *)act + (size_t)(r / TILE_ROWS) * tile_floats(inputs);
             tile_times_panels(&steps[n], n, panels, panel, t, type, inputs, count,
                               y + (size_t)r * y_stride + (o - begin), y_stride);

@@ -35,6 +35,6 @@ size_t float_act_bytes(int rows, size_t inputs);
 void float_act_pack(void *dst, const float *x, size_t x_stride, size_t inputs, int rows, int begin, int end);
 void float_multiply(const struct float_step steps[TILE_ROWS + 1], const void *w, enum dtype type,
                     const void *act, size_t inputs, int rows, size_t begin, size_t end, float *y,
-                    size_t y_stride);
+                    size_t y_stride, const struct cpu_ahead *ahead);
 
 #endif

@@ -246,24 +246,37 @@ void panel_act_pack(void *dst, const float *x, size_t x_stride, size_t inputs, i
 
 /* ---- the product's order of work ---- */
 
+static size_t tile_count(int rows) { return (size_t)(rows + TILE_ROWS - 1) / TILE_ROWS; }
+
+/* What is due of the handout, as lines with each of `blocks` blocks. */
+static void handout_spread(struct handout *h, size_t blocks, struct panel_ahead *out)
+{
+    size_t due = handout_due(h), left = h->count - h->taken;
+    out->other = h->line + h->taken;
+    out->other_end = h->line + h->count;
+    out->other_lines = (due + blocks - 1) / blocks;
+    h->taken += out->other_lines * blocks < left ? out->other_lines * blocks : left;
+}
+
 /* One panel times the tiles of rows [0, rows), which together fetch the panel after it if `more`. A last
  * panel may have fewer outputs than its layout. */
 static void panel_times_rows(panel_fn *const fns[], const uint8_t *w, size_t bytes, bool more,
                              const uint8_t *act, size_t inputs, int rows, size_t outputs, float *y,
-                             size_t y_stride)
+                             size_t y_stride, struct handout *handout)
 {
-    size_t blocks = inputs / PANEL_BLOCK, tiles = (size_t)(rows + TILE_ROWS - 1) / TILE_ROWS;
+    size_t blocks = inputs / PANEL_BLOCK, tiles = tile_count(rows);
     size_t lines = more ? (bytes / 64 + tiles * blocks - 1) / (tiles * blocks) : 0;
-    const uint8_t *ahead = w + bytes, *ahead_end = w + 2 * bytes;
-    for (int r = 0; r < rows; r += TILE_ROWS, act += tile_bytes(inputs), ahead += lines * 64 * blocks) {
+    struct panel_ahead ahead = {.panel = w + bytes, .panel_lines = lines};
+    for (int r = 0; r < rows; r += TILE_ROWS, act += tile_bytes(inputs), ahead.panel += lines * 64 * blocks) {
         int n = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
         float *to = y + (size_t)r * y_stride;
-        if (ahead >= ahead_end) lines = 0;
+        if (ahead.panel >= w + 2 * bytes) ahead.panel_lines = 0;
+        handout_spread(handout, blocks, &ahead);
         if (outputs >= PANEL_OUTPUTS) {
-            fns[n](w, (const void *)act, inputs, to, y_stride, ahead, lines);
+            fns[n](w, (const void *)act, inputs, to, y_stride, &ahead);
         } else {
             float whole[TILE_ROWS][PANEL_OUTPUTS];
-            fns[n](w, (const void *)act, inputs, whole[0], PANEL_OUTPUTS, ahead, lines);
+            fns[n](w, (const void *)act, inputs, whole[0], PANEL_OUTPUTS, &ahead);
             for (int i = 0; i < n; i++)
                 for (size_t o = 0; o < outputs; o++) to[(size_t)i * y_stride + o] = whole[i][o];
         }
@@ -279,18 +292,20 @@ static int rows_at_once(size_t inputs)
 
 void panel_multiply(panel_fn *const fns[TILE_ROWS + 1], const void *w, enum dtype type, const void *act,
                     size_t inputs, size_t outputs, int rows, size_t begin, size_t end, float *y,
-                    size_t y_stride)
+                    size_t y_stride, const struct cpu_ahead *ahead)
 {
     struct panel_format f = format_of(type);
     size_t bytes = panel_bytes(f, inputs);
     int group = rows_at_once(inputs);
+    struct handout handout =
+        handout_of(ahead, ((end - begin + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS) * tile_count(rows));
     for (int r = 0; r < rows; r += group) {
         int n = rows - r < group ? rows - r : group;
         for (size_t o = begin; o < end; o += PANEL_OUTPUTS) {
             const uint8_t *panel = (const uint8_t *)w + o / PANEL_OUTPUTS * bytes;
             panel_times_rows(fns, panel, bytes, o + PANEL_OUTPUTS < outputs,
                              (const uint8_t *)act + (size_t)(r / TILE_ROWS) * tile_bytes(inputs), inputs, n,
-                             end - o, y + (size_t)r * y_stride + (o - begin), y_stride);
+                             end - o, y + (size_t)r * y_stride + (o - begin), y_stride, &handout);
         }
     }
 }

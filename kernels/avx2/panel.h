@@ -90,21 +90,59 @@ struct tile_block {
 
 static inline size_t tile_bytes(size_t inputs) { return inputs / PANEL_BLOCK * sizeof(struct tile_block); }
 
-/* One panel times one tile: y[row][output], stride y_stride. With every block, `lines` cache lines from
- * `ahead` on are fetched: a share of the panel that follows. */
-typedef void panel_fn(const uint8_t *w, const struct tile_block *t, size_t inputs, float *y, size_t y_stride,
-                      const uint8_t *ahead, size_t lines);
+/* What is fetched with every block of a panel times a tile: a share of the panel that follows, cache line by
+ * cache line, and of the lines that the product was told of. */
+struct panel_ahead {
+    const uint8_t *panel;
+    size_t panel_lines; /* a block */
+    const void *const *other, *const *other_end;
+    size_t other_lines; /* a block */
+};
 
-static inline const uint8_t *panel_fetch(const uint8_t *ahead, size_t lines)
+/* One panel times one tile: y[row][output], stride y_stride. */
+typedef void panel_fn(const uint8_t *w, const struct tile_block *t, size_t inputs, float *y, size_t y_stride,
+                      const struct panel_ahead *ahead);
+
+INLINE const uint8_t *panel_fetch(const uint8_t *ahead, size_t lines)
 {
     for (; lines > 0; lines--, ahead += 64) __builtin_prefetch(ahead, 0, 2);
     return ahead;
 }
 
+INLINE void panel_ahead_fetch(struct panel_ahead *a)
+{
+    a->panel = panel_fetch(a->panel, a->panel_lines);
+    for (size_t n = a->other_lines; n > 0 && a->other < a->other_end; n--)
+        __builtin_prefetch(*a->other++, 0, 2);
+}
+
+/* Hands out the lines that a product was told of to its calls of a tile function. */
+struct handout {
+    const void *const *line;
+    size_t count, taken;
+    uint64_t due, share; /* by now, and for each call: lines by 2^16 */
+};
+
+static inline struct handout handout_of(const struct cpu_ahead *ahead, size_t calls)
+{
+    if (!ahead || calls == 0) return (struct handout){0};
+    return (struct handout){
+        .line = ahead->line, .count = ahead->count, .share = ((uint64_t)ahead->count << 16) / calls + 1};
+}
+
+/* How many are due with the next call, beside those that were taken. */
+static inline size_t handout_due(struct handout *h)
+{
+    h->due += h->share;
+    size_t due = (size_t)(h->due >> 16);
+    if (due > h->count) due = h->count;
+    return due > h->taken ? due - h->taken : 0;
+}
+
 /* The product by fns[rows of a tile]; the rest is as for `multiply` of struct cpu_product. */
 void panel_multiply(panel_fn *const fns[TILE_ROWS + 1], const void *w, enum dtype type, const void *act,
                     size_t inputs, size_t outputs, int rows, size_t begin, size_t end, float *y,
-                    size_t y_stride);
+                    size_t y_stride, const struct cpu_ahead *ahead);
 
 /* The parts of struct cpu_product that AVX2 and AVX-512 share. */
 size_t panel_weight_bytes(enum dtype type, size_t outputs, size_t inputs);

@@ -24,6 +24,8 @@
 /* Positions that are one part of a softmax. Parts are joined in order, so that a long sequence can be shared out among
  * threads, and what comes out is the same whether it was or not. */
 #define CPU_ATTENTION_SPAN 512
+/* Cache lines that one product is told of. */
+#define CPU_AHEAD_LINES 4096
 /* Parts of all heads of one row that may stand side by side. */
 #define CPU_ATTENTION_PARTS 128
 
@@ -42,6 +44,7 @@ struct cpu_scratch {
     float *norm;                /* (rows, cols) */
     float *lr;                  /* (rows, lr_width): see lowrank.h of this folder */
     size_t *first_unit;         /* [rows + 1] */
+    size_t *first_line;         /* [rows + 1]: of sites_ahead.c */
     float *rope_cos, *rope_sin; /* (rows, cols / 2), dense by rope_dims / 2 */
     int32_t *rope_position;     /* [rows]: of each row of the two tables; -1 where not computed */
     float *rope_freq;           /* [cols / 2] the tables were made with */
@@ -49,6 +52,7 @@ struct cpu_scratch {
     /* Of each worker: */
     float *columns;        /* CPU_COLUMN_FLOATS, or rows * CPU_PANEL_MAX where that is more */
     size_t columns_stride; /* floats from one worker's to the next's */
+    const void **ahead;    /* CPU_AHEAD_LINES */
     float *attention;
     size_t attention_floats;
 

@@ -17,6 +17,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Cache lines that will be read after a product, [line, line + count), first those that are read first. The
+ * product asks for them spread evenly over its work: a core has some twenty requests under way and drops most
+ * of a burst. */
+struct cpu_ahead {
+    const void *const *line;
+    size_t count;
+};
+
 /* The product y = W x for one weight type: how weights and activations are laid out, and the
  * multiplication itself. */
 struct cpu_product {
@@ -45,9 +53,10 @@ struct cpu_product {
 
     /* y[r * y_stride + o - begin] = (W x_r)[o] for rows [0, rows) and outputs [begin, end): y points at
      * output `begin` of row 0, so that a caller may keep the columns of one chunk only. w is the
-     * packed weight, or the matrix's own data where weight_bytes is 0. */
+     * packed weight, or the matrix's own data where weight_bytes is 0. `ahead` is a hint that may be ignored.
+     */
     void (*multiply)(const void *w, enum dtype type, const void *act, size_t inputs, size_t outputs, int rows,
-                     size_t begin, size_t end, float *y, size_t y_stride);
+                     size_t begin, size_t end, float *y, size_t y_stride, const struct cpu_ahead *ahead);
 };
 
 /* Rows [0, row_count) of one sequence against positions [begin, end) of one kv head, for the `group` query heads that

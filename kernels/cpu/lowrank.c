@@ -103,9 +103,9 @@ static struct layout lay_out(const struct lr_site_source *src)
 
     place(&l, sizeof(struct cpu_lr_site));
     l.scale_at = place(&l, l.scale);
-    l.router_at = place(&l, l.router);
     l.gain_at = place(&l, src->base_gain ? l.vector : 0);
     l.bias_at = place(&l, src->bias ? l.vector : 0);
+    l.router_at = place(&l, l.router);
     l.a_at = place(&l, l.a);
     l.b_at = place(&l, l.b);
     l.count_at = place(&l, l.count); /* in cache lines of its own */
@@ -277,10 +277,14 @@ void lr_record_choose(const struct lr_record *r, const struct lr_choice *choice)
     if (choice->count < r->chosen_max) memcpy(r->data + choice->count, &end, sizeof end);
 }
 
+static size_t expert_a_bytes(const struct cpu_lr_site *s)
+{
+    return (size_t)s->base.rank * s->base.d_in * dtype_block_bytes(s->type);
+}
+
 static const void *expert_a(const struct cpu_lr_site *s, size_t expert)
 {
-    size_t bytes = (size_t)s->base.rank * s->base.d_in * dtype_block_bytes(s->type);
-    return (const char *)s->a + (s->shared_a ? 0 : expert * bytes);
+    return (const char *)s->a + (s->shared_a ? 0 : expert * expert_a_bytes(s));
 }
 
 static void scale_z(float *z, const float *from, int rank, float factor)
@@ -402,31 +406,60 @@ void lr_records_fill(const struct cpu_kernels *k, const struct lr_records *r, fl
     }
 }
 
+/* --- what they read --- */
+
+static void lines_add(struct lr_lines *l, const void *from, size_t bytes)
+{
+    size_t inside = (uintptr_t)from % MEMORY_ALIGN,
+           lines = (inside + bytes + MEMORY_ALIGN - 1) / MEMORY_ALIGN;
+    const char *first = (const char *)from - inside;
+    size_t begin = l->skip > l->seen ? l->skip - l->seen : 0, left = l->room - l->count;
+    size_t n = begin < lines ? lines - begin : 0;
+    if (n > left) n = left;
+    for (size_t i = 0; i < n; i++) l->line[l->count + i] = first + (begin + i) * MEMORY_ALIGN;
+    l->count += n;
+    l->seen += lines;
+}
+
+/* Router and A are neighbours. A row that chooses few of many experts reads little of A, and nobody knows
+ * what. */
+void lr_lines_fill(struct lr_lines *l, const struct lr_site *site, int rows)
+{
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)site;
+    int most = lr_chosen_max(site->rule, site->experts, site->top_k);
+    size_t a = site->rank ? (size_t)(s->shared_a ? 1 : site->experts) * expert_a_bytes(s) : 0;
+    size_t router =
+        s->router ? (size_t)router_rows(site) * site->d_in * dtype_block_bytes(s->router_type) : 0;
+    if (!s->shared_a && (size_t)rows * (size_t)most < (size_t)site->experts) a = 0;
+    if (router) lines_add(l, s->router, router);
+    if (a) lines_add(l, s->a, a);
+}
+
+void lr_lines_apply(struct lr_lines *l, const struct lr_records *r, size_t begin, size_t cols)
+{
+    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->first.site;
+    size_t elem = dtype_block_bytes(s->type), first = begin / LR_PANEL,
+           end = (begin + cols - 1) / LR_PANEL + 1;
+    size_t bytes = (end - first) * (size_t)s->base.rank * LR_PANEL * elem;
+    bool added[LR_EXPERTS_MAX];
+    memset(added, 0, (size_t)s->base.experts);
+    for (int i = 0; i < r->count; i++) {
+        struct lr_record record = record_of(r, i);
+        int32_t e;
+        for (int j = 0; j < record.chosen_max && (e = expert_at(&record, j)) >= 0; j++) {
+            if (!added[e])
+                lines_add(l, (const char *)s->b + panel_offset(&s->base, (size_t)e, first) * elem, bytes);
+            added[e] = true;
+        }
+    }
+}
+
 /* --- the second half --- */
 
 void lr_record_chosen(const struct lr_record *r, struct lr_choice *out)
 {
     out->count = lr_record_count(r);
     memcpy(out->expert, r->data, (size_t)out->count * sizeof *out->expert);
-}
-
-void lr_records_prefetch(const struct lr_records *r, size_t begin, size_t cols)
-{
-    const struct cpu_lr_site *s = (const struct cpu_lr_site *)r->first.site;
-    size_t elem = dtype_block_bytes(s->type), first = begin / LR_PANEL,
-           end = (begin + cols - 1) / LR_PANEL + 1;
-    size_t bytes = (end - first) * (size_t)s->base.rank * LR_PANEL * elem;
-    bool asked[LR_EXPERTS_MAX];
-    memset(asked, 0, (size_t)s->base.experts);
-    for (int i = 0; i < r->count; i++) {
-        struct lr_record record = record_of(r, i);
-        int32_t e;
-        for (int j = 0; j < record.chosen_max && (e = expert_at(&record, j)) >= 0; j++) {
-            const char *from = (const char *)s->b + panel_offset(&s->base, (size_t)e, first) * elem;
-            for (size_t at = 0; !asked[e] && at < bytes; at += MEMORY_ALIGN) __builtin_prefetch(from + at);
-            asked[e] = true;
-        }
-    }
 }
 
 /* What one expert adds to rows of y, panel by panel. */

@@ -79,8 +79,19 @@ struct lr_records {
 /* Routes rows of x by the site's own router, chooses and multiplies. */
 void lr_records_fill(const struct cpu_kernels *k, const struct lr_records *r, float weight, const float *x,
                      size_t x_stride);
-/* Asks for the memory that applying them will read. */
-void lr_records_prefetch(const struct lr_records *r, size_t begin, size_t cols);
+
+/* A list of cache lines, of which it keeps those that come after the first `skip`, as long as there is room.
+ */
+struct lr_lines {
+    const void **line;
+    size_t count, room;
+    size_t skip, seen; /* seen: all that were added so far, kept or not */
+};
+/* Adds what filling the records of so many rows of a site reads for certain, or most probably. */
+void lr_lines_fill(struct lr_lines *l, const struct lr_site *s, int rows);
+/* Adds what applying records reads for columns [begin, begin + cols). */
+void lr_lines_apply(struct lr_lines *l, const struct lr_records *r, size_t begin, size_t cols);
+
 /* Adds to each row of y what all its chosen experts add, in ascending order. */
 void lr_records_apply(const struct cpu_kernels *k, const struct lr_records *r, size_t begin, size_t cols,
                       float *y, size_t y_stride);

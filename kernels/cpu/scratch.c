@@ -33,6 +33,7 @@ static void scratch_lay_out(const struct cpu_device *d, const struct device_limi
     s->norm = carve(c, size_mul(rows, cols), sizeof *s->norm);
     s->lr = carve(c, size_mul(rows, (size_t)limits->lr_width), sizeof *s->lr);
     s->first_unit = carve(c, rows + 1, sizeof *s->first_unit);
+    s->first_line = carve(c, rows + 1, sizeof *s->first_line);
     s->rope_cos = carve(c, size_mul(rows, cols / 2), sizeof *s->rope_cos);
     s->rope_sin = carve(c, size_mul(rows, cols / 2), sizeof *s->rope_sin);
     s->rope_position = carve(c, rows, sizeof *s->rope_position);
@@ -42,6 +43,7 @@ static void scratch_lay_out(const struct cpu_device *d, const struct device_limi
     if (columns < CPU_COLUMN_FLOATS) columns = CPU_COLUMN_FLOATS;
     s->columns_stride = size_round_up(columns, MEMORY_ALIGN);
     s->columns = carve(c, size_mul(workers, s->columns_stride), sizeof *s->columns);
+    s->ahead = carve(c, size_mul(workers, CPU_AHEAD_LINES), sizeof *s->ahead);
     /* What the heads of one row need at any head_dim, or a full block of rows at a usual one. */
     s->attention_floats = size_round_up(size_add(size_mul(cols, 2 * CPU_ATTENTION_ROWS), 64), MEMORY_ALIGN);
     s->attention = carve(c, size_mul(workers, s->attention_floats), sizeof *s->attention);

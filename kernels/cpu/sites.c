@@ -9,9 +9,6 @@
 
 #include <string.h>
 
-#define SEGMENTS_AHEAD 2
-#define PREFETCH_ROWS  8 /* of a segment */
-
 static const struct cpu_weight *weight_of(const struct group *g, int site)
 {
     return (const struct cpu_weight *)g->a->site[site].weight;
@@ -160,23 +157,6 @@ static void add_member(const struct group *g, const struct lr_segment *segment, 
     }
 }
 
-/* The B of distinct adapters come from memory, in pieces too small for the processor to see where it goes. They are
- * asked for a few segments ahead: of more at once it would drop most. What the first rows of a segment chose is most of
- * what all of them chose. */
-static void prefetch_segment(const struct group *g, int index, int site, size_t begin, size_t end)
-{
-    if (index >= g->a->segment_count) return;
-    const struct lr_segment *segment = &g->a->segments[index];
-    for (int m = 0; m < segment->member_count; m++) {
-        if (!group_lr_site(g, &segment->members[m], site)) continue;
-        struct lr_records records = {.first = group_record(g, segment, m, site, segment->first_row),
-                                     .stride = (size_t)g->d->limits.lr_width,
-                                     .count = segment->row_count};
-        if (records.count > PREFETCH_ROWS) records.count = PREFETCH_ROWS;
-        lr_records_prefetch(&records, begin, end - begin);
-    }
-}
-
 /* Adds the deltas of every segment to columns [begin, end) of one site, which y holds. Those of a
  * routed FFN come with its experts' activations. */
 static void add_deltas(const struct group *g, int site, size_t begin, size_t end, float *y, size_t y_stride)
@@ -184,7 +164,6 @@ static void add_deltas(const struct group *g, int site, size_t begin, size_t end
     bool down = g->a->site[site].projection == PROJ_DOWN;
     for (int i = 0; i < g->a->segment_count; i++) {
         const struct lr_segment *segment = &g->a->segments[i];
-        prefetch_segment(g, i + SEGMENTS_AHEAD, site, begin, end);
         scale_base(g, segment, site, begin, end - begin, y, y_stride);
         for (int m = 0; m < segment->member_count; m++) {
             const struct lr_site *lr = group_lr_site(g, &segment->members[m], site);
@@ -194,15 +173,21 @@ static void add_deltas(const struct group *g, int site, size_t begin, size_t end
     }
 }
 
-/* y[r * y_stride + c] = (W x_r + deltas)[begin + c] for c < end - begin. */
-static void compute_columns(const struct group *g, int site, size_t begin, size_t end, float *y,
-                            size_t y_stride)
+/* A product of phase two, and where its columns go. */
+struct columns {
+    size_t product; /* of g->products */
+    int site, worker;
+    size_t begin, end;
+};
+
+/* y[r * y_stride + c] = (W x_r + deltas)[c->begin + c] for each of its columns. */
+static void compute_columns(const struct group *g, const struct columns *c, float *y, size_t y_stride)
 {
-    const struct cpu_weight *w = weight_of(g, site);
-    for (int i = 0; i < SEGMENTS_AHEAD; i++) prefetch_segment(g, i, site, begin, end);
-    w->product->multiply(w->packed ? w->packed : w->file.data, w->base.type, g->site_packing[site]->act,
-                         g->inputs, w->base.rows, g->a->rows, begin, end, y, y_stride);
-    add_deltas(g, site, begin, end, y, y_stride);
+    const struct cpu_weight *w = weight_of(g, c->site);
+    struct cpu_ahead ahead = ahead_list(g, c->product, c->site, c->begin, c->end, c->worker);
+    w->product->multiply(w->packed ? w->packed : w->file.data, w->base.type, g->site_packing[c->site]->act,
+                         g->inputs, w->base.rows, g->a->rows, c->begin, c->end, y, y_stride, &ahead);
+    add_deltas(g, c->site, c->begin, c->end, y, y_stride);
 }
 
 /* y = silu(y) * up on columns [begin, begin + cols), and what experts of routed FFNs make of it. */
@@ -235,15 +220,18 @@ static void columns_chunk(void *ctx, size_t chunk, int worker)
     float *y = a->site[site].y + begin;
     float *own = g->d->scratch.columns + (size_t)worker * g->d->scratch.columns_stride;
 
+    struct columns c = {chunk, site, worker, begin, end};
     switch (a->epilogue) {
-    case EPILOGUE_STORE: compute_columns(g, site, begin, end, y, stride); break;
+    case EPILOGUE_STORE: compute_columns(g, &c, y, stride); break;
     case EPILOGUE_ADD:
-        compute_columns(g, site, begin, end, own, cols);
+        compute_columns(g, &c, own, cols);
         for (size_t r = 0; r < (size_t)a->rows; r++) k->add(y + r * stride, own + r * cols, cols);
         break;
     case EPILOGUE_SILU_MUL:
-        compute_columns(g, 0, begin, end, y, stride);
-        compute_columns(g, 1, begin, end, own, cols);
+        c.product = 2 * chunk;
+        compute_columns(g, &c, y, stride);
+        c.product++, c.site++;
+        compute_columns(g, &c, own, cols);
         activate_columns(g, begin, cols, y, stride, own);
         break;
     }
@@ -302,6 +290,7 @@ static void plan_columns(struct group *g)
         g->column_chunk[site] = chunk;
         g->first_chunk[site + 1] = g->first_chunk[site] + chunks;
     }
+    g->products = g->first_chunk[a->site_count] * (pair ? 2 : 1);
 }
 
 static void check_args(const struct cpu_device *d, const struct site_group_args *a)
@@ -323,6 +312,7 @@ void cpu_site_group(struct device *device, const struct site_group_args *a)
     ffn_check_order(&g);
     plan_rows(&g);
     plan_columns(&g);
+    ahead_plan(&g);
 
     size_t record_chunks = cpu_chunks(g.record_units, g.record_chunk);
     cpu_run(d, record_chunks + (size_t)g.packing_count * g.row_chunks, rows_chunk, &g);

@@ -1,4 +1,4 @@
-/* One site group at work: what its two halves, sites.c and sites_ffn.c, share. */
+/* One site group at work: what its parts, sites.c, sites_ahead.c and sites_ffn.c, share. */
 #ifndef KERNELS_CPU_SITES_INT_H
 #define KERNELS_CPU_SITES_INT_H
 
@@ -25,6 +25,7 @@ struct group {
 
     size_t column_chunk[SITE_GROUP_MAX];
     size_t first_chunk[SITE_GROUP_MAX + 1]; /* of phase two, by site */
+    size_t products;                        /* of phase two: one a chunk, or two */
 };
 
 /* A member's low-rank site at a site of the group, or NULL. */
@@ -36,6 +37,13 @@ struct lr_record group_record(const struct group *g, const struct lr_segment *se
 /* The scratch of a row: the records of its set from the front, and from the end, where a member routes
  * the FFN of this layer, what the group of gate and up leaves for the group of down. */
 float *group_row_scratch(const struct group *g, int row);
+
+/* ---- sites_ahead.c ---- */
+
+void ahead_plan(const struct group *g);
+/* For one of g->products: fills the worker's list. */
+struct cpu_ahead ahead_list(const struct group *g, size_t product, int site, size_t begin, size_t end,
+                            int worker);
 
 /* ---- sites_ffn.c ---- */
 

@@ -60,9 +60,9 @@ static void multiply_output(const char *w_row, enum dtype type, const float *x, 
 }
 
 static void multiply(const void *w, enum dtype type, const void *act, size_t inputs, size_t outputs, int rows,
-                     size_t begin, size_t end, float *y, size_t y_stride)
+                     size_t begin, size_t end, float *y, size_t y_stride, const struct cpu_ahead *ahead)
 {
-    (void)outputs;
+    (void)outputs, (void)ahead;
     const float *x = act;
     size_t row_bytes = dtype_row_bytes(type, inputs);
 

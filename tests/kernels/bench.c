@@ -57,7 +57,8 @@ struct product_bench {
 static void run_multiply(void *ctx)
 {
     const struct product_bench *b = ctx;
-    b->p->multiply(b->w, b->type, b->act, b->inputs, b->outputs, b->rows, 0, b->outputs, b->y, b->outputs);
+    b->p->multiply(b->w, b->type, b->act, b->inputs, b->outputs, b->rows, 0, b->outputs, b->y, b->outputs,
+                   NULL);
 }
 
 static void run_act_pack(void *ctx)

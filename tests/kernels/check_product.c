@@ -57,7 +57,13 @@ static void multiply_by(const struct cpu_product *p, const struct operands *o, i
     else
         split = 0;
     p->act_pack(act, x, o->x_stride, s->inputs, rows, split, rows);
-    p->multiply(w, s->type, act, s->inputs, s->outputs, rows, begin, end, y, y_stride);
+    /* a hint: it may be of any length, nothing beyond it is read, and it changes no result */
+    struct cpu_ahead ahead = {.count = check_below(200)};
+    const void **line = check_buffer(ahead.count * sizeof *line, sizeof *line);
+    for (size_t i = 0; i < ahead.count; i++) line[i] = x;
+    ahead.line = line;
+    p->multiply(w, s->type, act, s->inputs, s->outputs, rows, begin, end, y, y_stride,
+                check_below(4) ? &ahead : NULL);
 }
 
 /* What rounding one block of one operand may do to a sum of products: `step` is its largest magnitude by `steps`. For
