@@ -78,8 +78,9 @@ class AdapterPool:
 class Answer:
     """One answer of one stream. Times are of time.monotonic()."""
 
-    def __init__(self, model, prompt):
-        self.model, self.prompt = model, prompt
+    def __init__(self, model, prompt, wanted):
+        """wanted: tokens to ask for."""
+        self.model, self.prompt, self.wanted = model, prompt, wanted
         self.version = None
         self.error = None
         self.tokens = []
@@ -102,10 +103,10 @@ def body(model, prompt, tokens):
             "ignore_eos": True, "return_token_ids": True, "stream": True}
 
 
-def stream(server, answer, tokens):
+def stream(server, answer):
     """Asks, and puts aside what comes with its time. Reading it can wait until nobody streams: what clients spend, the
     server beside them lacks. HTTP/1.0, whose bodies come as they are."""
-    text = json.dumps(body(answer.model, answer.prompt, tokens)).encode()
+    text = json.dumps(body(answer.model, answer.prompt, answer.wanted)).encode()
     head = f"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
     try:
         with socket.create_connection(("127.0.0.1", server.port), timeout=120) as connection:
@@ -117,7 +118,7 @@ def stream(server, answer, tokens):
     return answer
 
 
-def read(answer, tokens):
+def read(answer):
     """Fills in what an answer says."""
     ends = list(itertools.accumulate(len(piece) for _, piece in answer.pieces))
     text = b"".join(piece for _, piece in answer.pieces)
@@ -137,23 +138,23 @@ def read(answer, tokens):
         ids = event["choices"][0].get("token_ids", []) if event["choices"] else []
         answer.tokens += ids
         answer.times += [answer.pieces[bisect.bisect_left(ends, line.end())][0]] * len(ids)
-    if len(answer.tokens) != tokens or not text.endswith(b"data: [DONE]\n\n"):
-        answer.error = f"{len(answer.tokens)} tokens instead of {tokens}, or no end"
+    if len(answer.tokens) != answer.wanted or not text.endswith(b"data: [DONE]\n\n"):
+        answer.error = f"{len(answer.tokens)} tokens instead of {answer.wanted}, or no end"
     answer.pieces = []
     return answer
 
 
 def ask(server, model, prompt, tokens):
     """An Answer, with its error instead of an exception."""
-    return read(stream(server, Answer(model, prompt), tokens), tokens)
+    return read(stream(server, Answer(model, prompt, tokens)))
 
 
 class Load:
     """Streams that ask one question after another until they are stopped."""
 
-    def __init__(self, server, streams, tokens, choose):
-        """choose(random.Random): the (model, prompt) of the next request."""
-        self.answers, self._lock, self._stop, self._tokens = [], threading.Lock(), threading.Event(), tokens
+    def __init__(self, server, streams, choose):
+        """choose(random.Random): the (model, prompt, tokens) of the next request."""
+        self.answers, self._lock, self._stop = [], threading.Lock(), threading.Event()
         self.threads = [threading.Thread(target=self._run, args=(server, random.Random(i), choose), daemon=True)
                         for i in range(streams)]
         for t in self.threads:
@@ -161,7 +162,7 @@ class Load:
 
     def _run(self, server, rng, choose):
         while not self._stop.is_set():
-            answer = stream(server, Answer(*choose(rng)), self._tokens)
+            answer = stream(server, Answer(*choose(rng)))
             with self._lock:
                 self.answers.append(answer)
 
@@ -174,7 +175,7 @@ class Load:
         self._stop.set()
         for t in self.threads:
             t.join()
-        return [read(answer, self._tokens) for answer in self.answers]
+        return [read(answer) for answer in self.answers]
 
 
 class Memory:
@@ -199,30 +200,30 @@ class Memory:
 
 
 class Machine:
-    """What others took of it: a comparison of times holds where that is little, and alike."""
+    """What others took of its cores: a comparison of times holds where that is little, and alike."""
 
     TICK = os.sysconf("SC_CLK_TCK")
 
     def __init__(self, *pids):
         self.pids = pids
         self.last = self._read()
-        self.taken, self.time = {}, {}  # of each kind of slice, in seconds
+        self.sums = {}  # of each kind of slice: seconds that passed, that other programs had, that the host took
 
     def _read(self):
         ticks = [int(t) for t in open("/proc/stat").readline().split()[1:9]]
-        busy = sum(ticks) - ticks[3] - ticks[4]  # neither idle nor waiting for a disk; the host's share is in it
+        idle, host = ticks[3] + ticks[4], ticks[7]
         own = sum(sum(map(int, open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[11:13])) for pid in self.pids)
-        return (busy - own) / self.TICK, time.monotonic()
+        return time.monotonic(), (sum(ticks) - idle - host - own) / self.TICK, host / self.TICK
 
     def end_slice(self, kind):
         now = self._read()
-        self.taken[kind] = self.taken.get(kind, 0) + now[0] - self.last[0]
-        self.time[kind] = self.time.get(kind, 0) + now[1] - self.last[1]
+        self.sums[kind] = [s + b - a for s, a, b in zip(self.sums.get(kind, [0, 0, 0]), self.last, now)]
         self.last = now
 
-    def others(self, kind):
-        """The share of one core."""
-        return self.taken[kind] / self.time[kind]
+    def shares(self, kind):
+        """(of other programs, of a virtual machine's host), as shares of one core."""
+        seconds, programs, host = self.sums[kind]
+        return programs / seconds, host / seconds
 
 
 def percentile(values, p):

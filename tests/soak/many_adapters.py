@@ -50,12 +50,13 @@ def resident(server):
     return {a["name"] for a in server.call("GET", "/v1/adapters").json()["data"] if a["versions"][0]["resident"]}
 
 
-def zipf(count):
-    """A chooser of (model, prompt). Popularity has nothing to do with the order of upload."""
+def zipf(count, tokens):
+    """A chooser of (model, prompt, tokens). Popularity has nothing to do with the order of upload."""
     order = list(range(count))
     random.Random(1).shuffle(order)
     sums = list(itertools.accumulate(1 / (k + 1) for k in range(count)))
-    return lambda rng: (f"adapter-{order[min(count - 1, bisect.bisect(sums, rng.random() * sums[-1]))]}", PROMPT)
+    return lambda rng: (f"adapter-{order[min(count - 1, bisect.bisect(sums, rng.random() * sums[-1]))]}", PROMPT,
+                        tokens)
 
 
 def probe(server, count):
@@ -73,7 +74,7 @@ def probe(server, count):
 
 def run_load(server, options, memory):
     """The answers, and evictions as far as samples of who is resident show them."""
-    load = Load(server, options.streams, options.tokens, zipf(options.adapters))
+    load = Load(server, options.streams, zipf(options.adapters, options.tokens))
     begin, most, left = time.monotonic(), 0, 0
     before = resident(server)
     while time.monotonic() - begin < options.seconds:

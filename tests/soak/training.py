@@ -53,7 +53,7 @@ def soak(server, options):
         assert server.call("POST", "/v1/adapters", {"name": name, **shape}).status == 201
     started, model = machine(), server.call("GET", "/v1/models").json()["data"][0]["id"]
     alone = {p: ask(server, model, p, TOKENS).tokens for p in range(len(PROMPTS))}
-    load = Load(server, options.streams, TOKENS, lambda rng: (model, rng.randrange(len(PROMPTS))))
+    load = Load(server, options.streams, lambda rng: (model, rng.randrange(len(PROMPTS)), TOKENS))
     slices, beside, versions = [], [], []
     for k in range(SLICES):
         training = k % 2 == 1
