@@ -126,10 +126,10 @@ def read(answer):
     status, version = re.match(rb"HTTP/1\.[01] (\d+)", head), re.search(rb"\r\nx-adapter-version: (\S+)", head, re.I)
     if answer.error:
         return answer
-    if not status or status[1] != b"200" or not version:
+    if not status or status[1] != b"200":
         answer.error = f"{head.splitlines()[:1]}: {rest[:200]!r}"
         return answer
-    answer.version = version[1].decode()
+    answer.version = version[1].decode() if version else None  # None: the bare model
     for line in re.finditer(rb"^data: (\{.*\})\r?\n", text, re.M):
         event = json.loads(line[1])
         if "error" in event:

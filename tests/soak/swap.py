@@ -184,6 +184,9 @@ def soak(server, options):
     uploads, upload_failures = pipe.recv()
     process.join()
     answers = load.stop()
+    for a in answers:
+        if not a.error and not a.version:
+            a.error = "an answer without a version"
     good = [a for a in answers if not a.error]
     failures = upload_failures + [a.error for a in answers if a.error]
     left = leases(server)
