@@ -223,10 +223,12 @@ def main():
     parser.add_argument("--keep", type=int, default=4, help="versions that the server keeps of each")
     parser.add_argument("--rate", type=float, default=3, help="replacements a second of each adapter")
     parser.add_argument("--tokens", type=int, default=32, help="of the shortest answers")
+    parser.add_argument("--prefill-chunk", type=int, default=32, help="the server's: fewer than its 128 make steadier gaps")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--experts", type=int, default=4)
     options = parser.parse_args()
-    return run(lambda server: soak(server, options), options, "--keep-versions", str(options.keep))
+    return run(lambda server: soak(server, options), options, "--keep-versions", str(options.keep),
+               "--prefill-chunk", str(options.prefill_chunk))
 
 
 if __name__ == "__main__":
