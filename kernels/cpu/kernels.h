@@ -47,8 +47,8 @@ struct cpu_product {
     /* Bytes of `rows` packed activation rows; a multiple of 64. */
     size_t (*act_bytes)(int rows, size_t inputs);
     /* Packs rows [begin, end) (begin a multiple of tile_rows) of x into dst, the start of all of
-     * them, 64-byte aligned. A last, partial tile is filled up
-     * with finite values beyond `rows`, whose products are not stored. */
+     * them, 64-byte aligned. What fills up a last,
+     * partial tile beyond `rows` is the packing's to choose: its products are not stored. */
     void (*act_pack)(void *dst, const float *x, size_t x_stride, size_t inputs, int rows, int begin, int end);
 
     /* y[r * y_stride + o - begin] = (W x_r)[o] for rows [0, rows) and outputs [begin, end): y points at

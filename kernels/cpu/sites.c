@@ -173,7 +173,7 @@ static void add_deltas(const struct group *g, int site, size_t begin, size_t end
     }
 }
 
-/* A product of phase two, and where its columns go. */
+/* Columns [begin, end) of a site, one product of phase two. */
 struct columns {
     size_t product; /* of g->products */
     int site, worker;
